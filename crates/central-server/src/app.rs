@@ -1,0 +1,22 @@
+//! What the server decides. Signatures here carry no generated and no transport type.
+
+pub mod caller;
+
+use crate::settings::Settings;
+use common::chunk::ChunkStore;
+use common::clock::SharedClock;
+use common::store::Store;
+use std::sync::Arc;
+
+/// The running office: everything a decision needs. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    /// Metadata.
+    pub store: Store,
+    /// Content.
+    pub chunks: ChunkStore,
+    /// Time.
+    pub clock: SharedClock,
+    /// Checked settings.
+    pub settings: Arc<Settings>,
+}

@@ -1,5 +1,424 @@
-//! Settings of the central server.
+//! Settings of the central server. `deploy/config/central-server.toml` says the same for people; a test keeps them equal.
+
+use common::settings::{ByteSize, HumanDuration, Problems};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 /// Checked settings.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {}
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where things are and what the office is called.
+    pub server: Server,
+    /// The gRPC listener.
+    pub grpc: Grpc,
+    /// The administration socket of this machine.
+    pub admin: Admin,
+    /// Metrics and the liveness page.
+    pub web: Web,
+    /// Metadata.
+    pub store: StoreSection,
+    /// Content.
+    pub chunks: Chunks,
+    /// Rules about files.
+    pub files: Files,
+    /// Signing in.
+    pub sessions: Sessions,
+    /// Joining.
+    pub devices: Devices,
+    /// The log.
+    pub log: Log,
+}
+
+/// Where things are and what the office is called.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Everything the server keeps. Mode 0700, used by one server at a time.
+    pub data_directory: PathBuf,
+    /// The office's name; taken at the first start only.
+    pub office: String,
+    /// DNS names and IP addresses for the server's certificate, besides this machine's name, localhost and loopback.
+    pub names: Vec<String>,
+    /// Changes are refused with DISK_FULL while the data file system has less free space than this.
+    pub reserve: ByteSize,
+    /// How long running calls may go on after SIGTERM.
+    pub drain: HumanDuration,
+    /// Threads for disk work.
+    pub blocking_threads: usize,
+}
+
+/// The gRPC listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Grpc {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Connections at a time; more are closed at once.
+    pub max_connections: usize,
+    /// TLS handshakes at a time; more wait.
+    pub max_handshakes: usize,
+    /// A handshake that takes longer is cut off.
+    pub handshake_timeout: HumanDuration,
+    /// Calls at a time on one connection; more wait in the client.
+    pub max_streams: u32,
+    /// Calls at a time over all connections, open streams included; more get OVERLOADED.
+    pub max_calls: usize,
+    /// Longest life of a call that is no stream; a shorter deadline of the caller wins.
+    pub call_timeout: HumanDuration,
+    /// Largest message that is not content.
+    pub max_message: ByteSize,
+    /// HTTP/2 flow-control window of a stream.
+    pub stream_window: ByteSize,
+    /// HTTP/2 flow-control window of a connection.
+    pub connection_window: ByteSize,
+    /// Largest HTTP/2 frame that is received.
+    pub max_frame: ByteSize,
+    /// Silence after which a connection is probed.
+    pub keepalive_interval: HumanDuration,
+    /// A probe unanswered for so long ends the connection.
+    pub keepalive_timeout: HumanDuration,
+    /// Whether clients may ask for the list of services (gRPC reflection).
+    pub reflection: bool,
+}
+
+/// The administration socket of this machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Path of the Unix socket; empty means `admin.sock` in the data directory.
+    pub socket: PathBuf,
+}
+
+/// Metrics and the liveness page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Web {
+    /// Serve it at all.
+    pub enabled: bool,
+    /// Address and port. It has no access control: keep it on loopback or behind something that has.
+    pub listen: SocketAddr,
+}
+
+/// A storage engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// sled 0.34: the default.
+    #[default]
+    Sled,
+    /// redb.
+    Redb,
+}
+
+/// Metadata.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSection {
+    /// Storage engine; changing it needs `export` and `import`.
+    pub engine: Engine,
+    /// Memory for cached pages.
+    pub cache: ByteSize,
+    /// Automatic snapshots that are kept.
+    pub snapshot_keep: usize,
+    /// Time between automatic snapshots.
+    pub snapshot_interval: HumanDuration,
+    /// Changes that are kept for watchers.
+    pub changes_keep: u64,
+}
+
+/// Content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Chunks {
+    /// Size at which a segment file is closed.
+    pub segment: ByteSize,
+    /// Time between passes that free the space of deleted content.
+    pub reclaim_interval: HumanDuration,
+    /// Time between passes that read and check everything.
+    pub scrub_interval: HumanDuration,
+    /// Bytes per second that an automatic scrub reads at most; 0 means no limit.
+    pub scrub_rate: ByteSize,
+}
+
+/// Rules about files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Files {
+    /// How long deleted files stay restorable.
+    pub trash_keep: HumanDuration,
+    /// How long old versions stay restorable.
+    pub version_keep: HumanDuration,
+    /// Old versions of one file that are kept at most.
+    pub version_max: u32,
+    /// Time between passes that apply these rules.
+    pub retention_interval: HumanDuration,
+    /// Longest check-out of a file; a longer one must be renewed.
+    pub lock_max: HumanDuration,
+    /// Limit of a new private directory; 0 means none.
+    pub home_quota: ByteSize,
+    /// Largest file.
+    pub max_file: ByteSize,
+    /// A stream of content on which nothing moves for so long is ended.
+    pub transfer_idle: HumanDuration,
+}
+
+/// Signing in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sessions {
+    /// Life of a session for which nothing else is asked.
+    pub lifetime: HumanDuration,
+    /// Longest life that may be asked for.
+    pub lifetime_max: HumanDuration,
+    /// Password hashes computed at a time. Each takes 19 MiB and about 30 ms.
+    pub hashers: usize,
+    /// Failed sign-ins of one account before it must wait.
+    pub login_attempts: u32,
+    /// Failed sign-ins from one address before it must wait.
+    pub address_attempts: u32,
+    /// Time in which one more attempt comes free.
+    pub attempt_refill: HumanDuration,
+}
+
+/// Joining.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Devices {
+    /// Life of a device's certificate; agents renew at two thirds of it.
+    pub certificate_lifetime: HumanDuration,
+    /// Life of an invite for which nothing else is asked.
+    pub invite_lifetime: HumanDuration,
+    /// Joins in progress at a time.
+    pub max_exchanges: usize,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// The journal when started by systemd, else text.
+    #[default]
+    Auto,
+    /// Text on standard error.
+    Text,
+    /// One JSON object a line on standard error.
+    Json,
+}
+
+/// The log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// error, warn, info, debug, trace, or a filter such as "info,central_server=debug".
+    pub level: String,
+    /// auto, text or json.
+    pub format: LogFormat,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            data_directory: PathBuf::from("/var/lib/central-server"),
+            office: "office".into(),
+            names: Vec::new(),
+            reserve: ByteSize::gib(1),
+            drain: HumanDuration::secs(10),
+            blocking_threads: 64,
+        }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 7443)),
+            max_connections: 4096,
+            max_handshakes: 256,
+            handshake_timeout: HumanDuration::secs(10),
+            max_streams: 256,
+            max_calls: 16_384,
+            call_timeout: HumanDuration::minutes(5),
+            max_message: ByteSize::mib(4),
+            stream_window: ByteSize::mib(4),
+            connection_window: ByteSize::mib(8),
+            max_frame: ByteSize::kib(256),
+            keepalive_interval: HumanDuration::secs(20),
+            keepalive_timeout: HumanDuration::secs(10),
+            reflection: true,
+        }
+    }
+}
+
+impl Default for Web {
+    fn default() -> Self {
+        Self { enabled: true, listen: SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 7480)) }
+    }
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        Self {
+            engine: Engine::Sled,
+            cache: ByteSize::mib(64),
+            snapshot_keep: 7,
+            snapshot_interval: HumanDuration::hours(24),
+            changes_keep: 1_000_000,
+        }
+    }
+}
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self {
+            segment: ByteSize::mib(256),
+            reclaim_interval: HumanDuration::hours(6),
+            scrub_interval: HumanDuration::days(30),
+            scrub_rate: ByteSize::mib(50),
+        }
+    }
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self {
+            trash_keep: HumanDuration::days(30),
+            version_keep: HumanDuration::days(90),
+            version_max: 100,
+            retention_interval: HumanDuration::hours(1),
+            lock_max: HumanDuration::hours(24),
+            home_quota: ByteSize(0),
+            max_file: ByteSize::gib(1024),
+            transfer_idle: HumanDuration::minutes(1),
+        }
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            lifetime: HumanDuration::days(30),
+            lifetime_max: HumanDuration::days(365),
+            hashers: 2,
+            login_attempts: 10,
+            address_attempts: 50,
+            attempt_refill: HumanDuration::secs(30),
+        }
+    }
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self {
+            certificate_lifetime: HumanDuration::days(90),
+            invite_lifetime: HumanDuration::minutes(15),
+            max_exchanges: 100,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Auto }
+    }
+}
+
+impl Settings {
+    /// Settings for a server of its own in this directory, on free loopback ports: for tests and demonstrations.
+    pub fn in_directory(directory: &Path) -> Self {
+        let free = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
+        let mut settings = Self::default();
+        settings.server.data_directory = directory.to_owned();
+        settings.server.reserve = ByteSize::mib(64);
+        settings.grpc.listen = free;
+        settings.web.listen = free;
+        settings
+    }
+
+    /// Path of the administration socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        if self.admin.socket.as_os_str().is_empty() {
+            self.server.data_directory.join("admin.sock")
+        } else {
+            self.admin.socket.clone()
+        }
+    }
+}
+
+impl common::settings::Settings for Settings {
+    fn validate(&self, problems: &mut Problems) {
+        let mut within = |key: &str, value: u64, low: u64, high: u64, what: &str| {
+            problems.require((low..=high).contains(&value), key, what);
+        };
+        let day = HumanDuration::days(1).as_millis();
+        let kib = 1 << 10;
+        let mib = 1 << 20;
+        let grpc = &self.grpc;
+        within("server.blocking_threads", self.server.blocking_threads as u64, 4, 512, "must be 4 to 512");
+        within("server.drain", self.server.drain.as_millis(), 0, 600_000, "must be at most 10m");
+        within("grpc.max_connections", grpc.max_connections as u64, 1, 100_000, "must be 1 to 100000");
+        within("grpc.max_handshakes", grpc.max_handshakes as u64, 1, 10_000, "must be 1 to 10000");
+        within("grpc.handshake_timeout", grpc.handshake_timeout.as_millis(), 100, 60_000, "must be 100ms to 1m");
+        within("grpc.max_streams", grpc.max_streams.into(), 1, 10_000, "must be 1 to 10000");
+        within("grpc.max_calls", grpc.max_calls as u64, 1, 1_000_000, "must be 1 to 1000000");
+        within("grpc.call_timeout", grpc.call_timeout.as_millis(), 1_000, day, "must be 1s to 1d");
+        within("grpc.max_message", grpc.max_message.0, 64 * kib, 64 * mib, "must be 64KiB to 64MiB");
+        within("grpc.stream_window", grpc.stream_window.0, 64 * kib, 1 << 30, "must be 64KiB to 1GiB");
+        within("grpc.connection_window", grpc.connection_window.0, 64 * kib, 1 << 30, "must be 64KiB to 1GiB");
+        within("grpc.max_frame", grpc.max_frame.0, 16 * kib, 16 * mib - 1, "must be 16KiB to less than 16MiB");
+        within("grpc.keepalive_interval", grpc.keepalive_interval.as_millis(), 1_000, day, "must be 1s to 1d");
+        within("grpc.keepalive_timeout", grpc.keepalive_timeout.as_millis(), 1_000, 3_600_000, "must be 1s to 1h");
+        within("store.cache", self.store.cache.0, mib, 1 << 40, "must be 1MiB to 1TiB");
+        within("store.snapshot_keep", self.store.snapshot_keep as u64, 1, 1000, "must be 1 to 1000");
+        within("store.snapshot_interval", self.store.snapshot_interval.as_millis(), 60_000, u64::MAX, "must be 1m or more");
+        within("store.changes_keep", self.store.changes_keep, 1000, u64::MAX, "must be 1000 or more");
+        within("chunks.segment", self.chunks.segment.0, 8 * mib, 4096 * mib, "must be 8MiB to 4GiB");
+        within("chunks.reclaim_interval", self.chunks.reclaim_interval.as_millis(), 1_000, u64::MAX, "must be 1s or more");
+        within("chunks.scrub_interval", self.chunks.scrub_interval.as_millis(), 60_000, u64::MAX, "must be 1m or more");
+        within("files.retention_interval", self.files.retention_interval.as_millis(), 1_000, u64::MAX, "must be 1s or more");
+        within("files.version_max", self.files.version_max.into(), 1, 10_000, "must be 1 to 10000");
+        within("files.lock_max", self.files.lock_max.as_millis(), 60_000, u64::MAX, "must be 1m or more");
+        within("files.transfer_idle", self.files.transfer_idle.as_millis(), 1_000, day, "must be 1s to 1d");
+        within("sessions.lifetime", self.sessions.lifetime.as_millis(), 60_000, u64::MAX, "must be 1m or more");
+        within("sessions.hashers", self.sessions.hashers as u64, 1, 64, "must be 1 to 64");
+        within("sessions.login_attempts", self.sessions.login_attempts.into(), 1, 1000, "must be 1 to 1000");
+        within("sessions.address_attempts", self.sessions.address_attempts.into(), 1, 10_000, "must be 1 to 10000");
+        within("sessions.attempt_refill", self.sessions.attempt_refill.as_millis(), 100, day, "must be 100ms to 1d");
+        within(
+            "devices.certificate_lifetime",
+            self.devices.certificate_lifetime.as_millis(),
+            3_600_000,
+            3650 * day,
+            "must be 1h to 3650d",
+        );
+        within("devices.invite_lifetime", self.devices.invite_lifetime.as_millis(), 60_000, day, "must be 1m to 1d");
+        within("devices.max_exchanges", self.devices.max_exchanges as u64, 1, 10_000, "must be 1 to 10000");
+        let directory = &self.server.data_directory;
+        problems.require(directory.is_absolute(), "server.data_directory", "must be an absolute path");
+        let office = &self.server.office;
+        let printable = !office.trim().is_empty() && office.len() <= 128 && !office.chars().any(char::is_control);
+        problems.require(printable, "server.office", "must be 1 to 128 bytes without control characters");
+        problems.require(self.server.names.len() <= 100, "server.names", "must be at most 100 names");
+        for name in &self.server.names {
+            let dns = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+            let good = name.parse::<std::net::IpAddr>().is_ok() || (name.len() <= 253 && name.chars().all(dns));
+            problems.require(good && !name.is_empty(), "server.names", &format!("{name:?} is no DNS name or address"));
+        }
+        problems.require(
+            grpc.connection_window >= grpc.stream_window,
+            "grpc.connection_window",
+            "must not be smaller than grpc.stream_window",
+        );
+        problems.require(
+            self.sessions.lifetime_max >= self.sessions.lifetime,
+            "sessions.lifetime_max",
+            "must not be smaller than sessions.lifetime",
+        );
+        // The limit of a Unix socket's name is 107 bytes on Linux.
+        problems.require(self.admin_socket().as_os_str().len() <= 107, "admin.socket", "must be at most 107 bytes");
+        if let Err(error) = common::telemetry::check_filter(&self.log.level) {
+            problems.add("log.level", error);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+# Everything that is done with this repository. `make help` lists it.
+SHELL := bash
+.DEFAULT_GOAL := help
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(TARGET)/tools
+CARGO ?= cargo
+
+.PHONY: help build release test test-rust test-doc test-interop test-readme crash fmt verify-fmt fix-fmt clippy docs deny \
+  verify-proto verify-generated fix-generated verify-units verify-fuzz ci demo up down bench-files cluster cluster-down install
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+build: ## Build everything (debug)
+	$(CARGO) build --workspace --all-targets
+
+release: ## Build the programs (release)
+	$(CARGO) build --release -p central-server -p client-agent -p atrium -p atrium-e2e --bins
+
+demo: release ## Show it all on this machine, in about a minute, with temporary state
+	$(TARGET)/release/demo
+
+up: release ## Start an office on loopback that stays (state in target/office)
+	$(TARGET)/release/demo up
+
+down: ## Stop that office
+	@if [ -x $(TARGET)/release/demo ]; then $(TARGET)/release/demo down; fi
+
+test: test-rust test-doc test-interop ## Run all tests
+
+test-rust:
+	$(CARGO) build --workspace --bins
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  echo "$(CARGO) nextest run --workspace"; $(CARGO) nextest run --workspace; \
+	else $(CARGO) test --workspace --all-targets; fi
+
+test-doc:
+	$(CARGO) test --workspace --doc
+
+test-interop: ## The Python client against a real server (sets up its own environment)
+	$(CARGO) build --workspace --bins
+	tests/interop/python/run.sh $(TARGET)/debug
+
+crash: ## Kill the server at random instants while clients work: make crash ROUNDS=1000
+	$(CARGO) build --workspace --bins
+	$(TARGET)/debug/crash --rounds $(or $(ROUNDS),200)
+
+bench-files: release ## Measure against nginx, Samba and rsync where installed (table, and JSON in target/bench)
+	$(TARGET)/release/bench-files
+
+cluster: release ## Start the compose cluster, move a file across containers
+	deploy/compose/cluster.sh up
+
+cluster-down: ## Remove the compose cluster
+	deploy/compose/cluster.sh down
+
+fix-fmt: ## Format
+	$(CARGO) fmt --all
+verify-fmt:
+	$(CARGO) fmt --all --check
+
+clippy: ## Lints, warnings denied
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+docs: ## API documentation, warnings denied
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+deny: ## Licences, bans and sources of dependencies
+	@if ! $(CARGO) deny --version >/dev/null 2>&1 && [ ! -x $(TOOLS)/bin/cargo-deny ]; then \
+	  echo "building cargo-deny once"; $(CARGO) install --locked -q cargo-deny --version 0.20.2 --root $(TOOLS); fi
+	PATH="$$PATH:$$PWD/$(TOOLS)/bin" $(CARGO) deny --offline check bans licenses sources
+
+verify-proto: ## Lint the contract and look for breaking changes against main
+	@if [ ! -x $(TOOLS)/bin/buf ]; then python3 -m pip install -q --target $(TOOLS) buf-bin==1.75.0; fi
+	$(TOOLS)/bin/buf lint proto
+	@if git rev-parse -q --verify origin/main >/dev/null && git cat-file -e origin/main:proto/buf.yaml 2>/dev/null; then \
+	  $(TOOLS)/bin/buf breaking proto --against '.git#branch=origin/main,subdir=proto'; fi
+
+fix-generated: ## Write the generated documents anew
+	$(CARGO) run -q -p atrium -- generate docs > docs/cli.md
+	$(CARGO) run -q -p atrium-e2e --bin generate-docs -- write
+
+verify-generated: ## Are the generated documents current?
+	$(CARGO) run -q -p atrium -- generate docs | diff -u docs/cli.md - || { echo "fix: make fix-generated"; exit 1; }
+	$(CARGO) run -q -p atrium-e2e --bin generate-docs -- check
+
+verify-units: ## systemd units: syntax, and exposure at most 3.0
+	deploy/systemd/verify.sh
+
+verify-fuzz: ## The fuzz targets compile
+	$(CARGO) check -q --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)/fuzz
+
+ci: verify-fmt clippy docs deny verify-proto verify-generated verify-units test ## Exactly what a change must pass, without containers
+
+install: release ## Install programs, units and man pages (as root; DESTDIR is honoured)
+	install -D -m 0755 -t $(DESTDIR)/usr/bin $(TARGET)/release/central-server $(TARGET)/release/client-agent $(TARGET)/release/atrium
+	install -D -m 0644 -t $(DESTDIR)/usr/lib/systemd/system deploy/systemd/*.service
+	install -D -m 0644 deploy/sysusers.d/atrium.conf $(DESTDIR)/usr/lib/sysusers.d/atrium.conf
+	install -D -m 0644 deploy/tmpfiles.d/atrium.conf $(DESTDIR)/usr/lib/tmpfiles.d/atrium.conf
+	for f in deploy/config/*.toml; do [ -e $(DESTDIR)/etc/atrium/$$(basename $$f) ] || install -D -m 0644 $$f $(DESTDIR)/etc/atrium/$$(basename $$f); done
+	install -d $(DESTDIR)/usr/share/man/man1 && $(TARGET)/release/atrium generate man $(DESTDIR)/usr/share/man/man1

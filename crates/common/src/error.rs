@@ -94,12 +94,16 @@ reasons! {
     NotJoined "NOT_JOINED" FailedPrecondition, "this machine is not a member of an office yet", "join with `atrium join SERVER`";
     AlreadyJoined "ALREADY_JOINED" FailedPrecondition, "this machine is a member of an office already", "stop the agent and remove its state directory to join another office";
     NotSignedIn "NOT_SIGNED_IN" FailedPrecondition, "you are not signed in on this machine", "sign in with `atrium login NAME`";
+    KeyFileExposed "KEY_FILE_EXPOSED" FailedPrecondition, "others than its owner can read the file with the private key", "run chmod 600 on it; if others may have read it, remove it and join again";
+    KeyFileInvalid "KEY_FILE_INVALID" FailedPrecondition, "the file with the private key is damaged or holds another kind of key", "restore it from a backup, or remove it and join again";
+    CertificateInvalid "CERTIFICATE_INVALID" FailedPrecondition, "the certificate is damaged or not one that can be used here", "restore it from a backup, or join again";
     // Things.
     UserUnknown "USER_UNKNOWN" NotFound, "there is no such user", "`atrium admin users list` shows all";
     UserExists "USER_EXISTS" AlreadyExists, "a user of this name exists or existed; names are never given twice", "choose another name";
     GroupUnknown "GROUP_UNKNOWN" NotFound, "there is no such group", "`atrium admin groups list` shows all";
     GroupExists "GROUP_EXISTS" AlreadyExists, "a group of this name exists", "choose another name";
     GroupTooLarge "GROUP_TOO_LARGE" ResourceExhausted, "a group has at most 500 members", "divide it into several groups";
+    TooManyGroups "TOO_MANY_GROUPS" ResourceExhausted, "a user is in at most 500 groups", "take the user out of a group that is no longer needed";
     LastAdmin "LAST_ADMIN" FailedPrecondition, "this is the last administrator", "make another administrator first";
     DeviceUnknown "DEVICE_UNKNOWN" NotFound, "there is no such device", "`atrium admin devices list` shows all";
     SessionUnknown "SESSION_UNKNOWN" NotFound, "there is no such session", "list the sessions again";
@@ -133,6 +137,7 @@ reasons! {
     UploadInvalid "UPLOAD_INVALID" InvalidArgument, "the upload id is missing or not a UUID", "use one new UUID per upload";
     // State.
     ShuttingDown "SHUTTING_DOWN" Unavailable, "the server is shutting down", "try again in a few seconds";
+    Starting "STARTING" Unavailable, "the server has just been started and is opening its data", "try again in a few seconds";
     ServerUnreachable "SERVER_UNREACHABLE" Unavailable, "no connection to the server", "check the network and the server's address; `atrium doctor` tests both";
     AgentUnreachable "AGENT_UNREACHABLE" Unavailable, "the agent of this machine does not answer", "start it: `systemctl start client-agent`";
     TlsFailed "TLS_FAILED" Unavailable, "the other side's certificate is not one of this office, or it has expired", "check the address and the clock; join again if the office was set up anew";

@@ -49,9 +49,8 @@ impl DeviceKey {
     /// # Errors
     /// KEY_FILE_INVALID if it is not an Ed25519 key.
     pub fn from_pem(pem: &str) -> Result<Self> {
-        let signing = SigningKey::from_pkcs8_pem(pem).map_err(|_| {
-            Error::new(Reason::KeyFileInvalid, "the device key is not an Ed25519 key in PEM (PKCS#8)")
-        })?;
+        let signing = SigningKey::from_pkcs8_pem(pem)
+            .map_err(|_| Error::new(Reason::KeyFileInvalid, "the device key is not an Ed25519 key in PEM (PKCS#8)"))?;
         Ok(Self { signing })
     }
 

@@ -139,6 +139,9 @@ impl From<tonic::transport::Error> for Error {
 /// The error for a connection that could not be made or broke: `TLS_FAILED` if a certificate was the cause, else
 /// `SERVER_UNREACHABLE`.
 pub fn unreachable_because(cause: &(dyn StdError + 'static)) -> Error {
+    if let Some(error) = crate::rpc::explain(cause) {
+        return error;
+    }
     let reason = if is_tls(cause) { Reason::TlsFailed } else { Reason::ServerUnreachable };
     let message = match reason {
         Reason::TlsFailed => "the server could not be trusted",

@@ -18,6 +18,7 @@ mod peer;
 mod renewal;
 mod server;
 
+pub(crate) use accept::tune;
 pub use accept::{AcceptLimits, AcceptStats, Acceptor, UnixAcceptor};
 pub use ca::{DEVICE_LIFETIME, OfficeCa, SERVER_LIFETIME, ServerCertificate, ServerKey, local_names};
 pub use client::{CapturedKey, ClientTls, DeviceCredentials, Membership, check_membership};
@@ -53,10 +54,8 @@ pub fn install_provider() {
 /// per byte; ChaCha20 first where it has not.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-        let aes = [
-            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-        ];
+        let aes =
+            [aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256, aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384];
         let chacha = [aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
         let cipher_suites = if has_aes() { [&aes[..], &chacha].concat() } else { [&chacha[..], &aes].concat() };
         Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })

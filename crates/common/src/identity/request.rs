@@ -15,11 +15,9 @@ pub const MAX_REQUEST_BYTES: usize = 4096;
 
 pub(super) fn create(key: &DeviceKey) -> Result<Vec<u8>> {
     let der = key.pkcs8_der();
-    let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
-        &PrivatePkcs8KeyDer::from(der.as_slice()),
-        &rcgen::PKCS_ED25519,
-    )
-    .map_err(|e| Error::internal("the device key could not be used").caused_by(e))?;
+    let pair =
+        rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der.as_slice()), &rcgen::PKCS_ED25519)
+            .map_err(|e| Error::internal("the device key could not be used").caused_by(e))?;
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(rcgen::DnType::CommonName, key.device_id().to_string());

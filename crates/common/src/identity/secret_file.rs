@@ -52,10 +52,8 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<()> {
 
 fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(Permissions::from_mode(0o600))
-        .tempfile_in(directory)?;
+    let mut file =
+        tempfile::Builder::new().prefix(".new-").permissions(Permissions::from_mode(0o600)).tempfile_in(directory)?;
     file.write_all(bytes)?;
     // The umask does not count here: the mode is the meaning of the file.
     file.as_file().set_permissions(Permissions::from_mode(mode))?;

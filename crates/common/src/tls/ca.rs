@@ -156,7 +156,8 @@ impl OfficeCa {
         let mut params = self.leaf(ExtendedKeyUsagePurpose::ClientAuth);
         params.distinguished_name.push(DnType::CommonName, request.device_id().to_string());
         set_life(&mut params, now_ms, lifetime, self.not_after_ms);
-        let certificate = params.signed_by(&DevicePublicKey(*request.public_key()), &self.issuer()?).map_err(not_made)?;
+        let certificate =
+            params.signed_by(&DevicePublicKey(*request.public_key()), &self.issuer()?).map_err(not_made)?;
         Ok(certificate.pem())
     }
 
@@ -379,7 +380,8 @@ fn not_made(error: rcgen::Error) -> Error {
 }
 
 fn text(bytes: &[u8]) -> Result<Zeroizing<String>> {
-    let text = std::str::from_utf8(bytes).map_err(|_| Error::new(Reason::KeyFileInvalid, "the key file is not text"))?;
+    let text =
+        std::str::from_utf8(bytes).map_err(|_| Error::new(Reason::KeyFileInvalid, "the key file is not text"))?;
     Ok(Zeroizing::new(text.to_owned()))
 }
 

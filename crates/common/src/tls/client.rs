@@ -210,16 +210,16 @@ impl CapturedKey {
         self.0.lock().as_ref().and_then(|c| spki_sha256(c).ok())
     }
 
-    /// True if the certificate that was shown is one of this office's servers, now.
+    /// Checks that the certificate that was shown is one of this office's servers.
     ///
     /// # Errors
     /// TLS_FAILED if it is not.
-    pub fn belongs_to(&self, ca_pem: &str, now_ms: u64) -> Result<()> {
+    pub fn belongs_to(&self, ca_pem: &str) -> Result<()> {
         let name = ServerName::try_from(SERVER_NAME).expect("the constant is a host name");
         let shown = self.0.lock().clone();
         let shown = shown.ok_or_else(|| Error::internal("no certificate was captured"))?;
         server_verifier(ca_pem)?
-            .verify_server_cert(&shown, &[], &name, &[], unix_time(now_ms))
+            .verify_server_cert(&shown, &[], &name, &[], UnixTime::now())
             .map(|_| ())
             .map_err(|e| Error::new(Reason::TlsFailed, "the server's certificate is not its office's").caused_by(e))
     }

@@ -18,6 +18,7 @@
 //! DIRECTORY/LOCK                 held while the store is open
 //! DIRECTORY/sled/ or redb/       the engine's files; the store is made elsewhere and renamed, so it exists whole or not
 //! DIRECTORY/new-store/           a store that is being made or imported; removed when it is found at open
+//! DIRECTORY/witness              the newest revision that was durable, to notice an engine that has lost its last commits
 //! DIRECTORY/snapshots/rev-N.atr  exports made by Store::snapshot
 //! ```
 //!
@@ -69,7 +70,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -97,8 +98,6 @@ pub const TXN_BYTES_MAX: usize = 64 << 20;
 /// Most records that one range gives.
 pub const RANGE_MAX: usize = 100_000;
 
-/// A batch that takes longer than this means a stuck disk.
-const STALL: Duration = Duration::from_secs(30);
 /// Where a store is made before it is whole.
 const UNFINISHED: &str = "new-store";
 
@@ -168,6 +167,8 @@ pub struct StoreSettings {
     pub export_memory_bytes: u64,
     /// How long commits wait for an export that has reached that bound, before it is given up. Default: 10 s.
     pub export_wait: Duration,
+    /// A batch that is with the engine for longer than this means a stuck disk. Default: 30 s.
+    pub stall_after: Duration,
 }
 
 impl Default for StoreSettings {
@@ -183,6 +184,7 @@ impl Default for StoreSettings {
             lock_wait: Duration::from_secs(10),
             export_memory_bytes: 256 << 20,
             export_wait: Duration::from_secs(10),
+            stall_after: Duration::from_secs(30),
         }
     }
 }
@@ -314,6 +316,14 @@ fn read_own(engine: &Guarded, key: &[u8]) -> Result<Option<Bytes>> {
     engine.get(key)?.map(|raw| record::open(key, &raw)).transpose()
 }
 
+/// Writes what an empty store consists of.
+fn lay_out(engine: &Guarded, schema: u32) -> Result<()> {
+    let header = Header { schema, instance: new_instance() };
+    let batch = [(HEADER_KEY, header.encode()), (META_KEY, Meta::default().encode())]
+        .map(|(key, payload)| (Bytes::from_static(key), Some(record::seal(key, &payload))));
+    engine.apply(&batch)
+}
+
 impl Store {
     /// Opens a store, or makes one. Blocks; may take seconds after a crash.
     ///
@@ -321,12 +331,7 @@ impl Store {
     /// `STORE_BUSY` if another process has it, `STORE_TOO_NEW`, `STORE_CORRUPT`, `SETTINGS_INVALID` if the directory holds
     /// a store of another engine, `DISK_FULL`, `IO_FAILED`, `STORE_FAILED`.
     pub fn open(settings: &StoreSettings) -> Result<Store> {
-        let engine = Self::open_engine(settings, false, &mut |engine| {
-            let header = Header { schema: settings.schema, instance: new_instance() };
-            let batch = [(HEADER_KEY, header.encode()), (META_KEY, Meta::default().encode())]
-                .map(|(key, payload)| (Bytes::from_static(key), Some(record::seal(key, &payload))));
-            engine.apply(&batch)
-        })?;
+        let engine = Self::open_engine(settings, false, &mut |engine| lay_out(engine, settings.schema))?;
         Self::start(engine, settings)
     }
 
@@ -388,11 +393,12 @@ impl Store {
         }
         if !place.exists() {
             directory::create(&unfinished)?;
-            let filled = engine::open(kind, &unfinished, settings.cache_bytes).map_err(Error::from).and_then(|engine| {
-                let engine = Guarded::new(engine, None);
-                fill(&engine)?;
-                engine.close()
-            });
+            let filled =
+                engine::open(kind, &unfinished, settings.cache_bytes).map_err(Error::from).and_then(|engine| {
+                    let engine = Guarded::new(engine, None);
+                    fill(&engine)?;
+                    engine.close()
+                });
             if let Err(error) = filled {
                 std::fs::remove_dir_all(&unfinished)?;
                 return Err(error);
@@ -418,21 +424,20 @@ impl Store {
             let raw = record::seal(HEADER_KEY, &header.encode());
             engine.apply(&[(Bytes::from_static(HEADER_KEY), Some(raw))])?;
         }
-        let engine = Arc::new(engine);
-        let visible = Visible {
-            engine: Some(engine.clone()),
-            before: view::Layer::new(),
-            meta,
-            header,
-            frozen: Vec::new(),
+        let witness = match engine::home(settings.engine) {
+            Some(_) => Some(directory::Witness::open(&settings.directory, header.instance, meta.revision)?),
+            None => None,
         };
+        let engine = Arc::new(engine);
+        let visible =
+            Visible { engine: Some(engine.clone()), before: view::Layer::new(), meta, header, frozen: Vec::new() };
         let shared = Arc::new(Shared {
             visible: RwLock::new(visible),
             queue: Queue::new(settings.queue_limit, settings.queue_wait),
+            witness,
             revision: watch::Sender::new(meta.revision),
             ended: watch::Sender::new(false),
-            started: Instant::now(),
-            batch_since: AtomicU64::new(0),
+            batch_since: Mutex::new(None),
             commits: AtomicU64::new(0),
             batches: AtomicU64::new(0),
         });
@@ -607,9 +612,9 @@ impl Store {
         self.0.failed.load(Ordering::Acquire)
     }
 
-    /// True while a batch has been with the engine for more than 30 seconds.
+    /// True while a batch has been with the engine for [`StoreSettings::stall_after`] or longer.
     pub fn is_stalled(&self) -> bool {
-        u128::from(self.0.shared.batch_ms()) > STALL.as_millis()
+        self.0.shared.batch_age().is_some_and(|age| age >= self.0.settings.stall_after)
     }
 
     /// Figures for metrics and people.

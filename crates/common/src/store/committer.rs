@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+use super::directory::Witness;
 use super::engine::{self, Guarded, Write};
 use super::queue::Queue;
 use super::record::{self, META_KEY, Meta};
@@ -85,26 +86,19 @@ where
 pub(super) struct Shared {
     pub visible: RwLock<Visible>,
     pub queue: Queue,
+    pub witness: Option<Witness>,
     pub revision: watch::Sender<u64>,
     pub ended: watch::Sender<bool>,
-    pub started: Instant,
-    /// Milliseconds since `started` at which the batch in flight began, plus one; 0 if there is none.
-    pub batch_since: AtomicU64,
+    /// When the engine got the batch in flight.
+    pub batch_since: Mutex<Option<Instant>>,
     pub commits: AtomicU64,
     pub batches: AtomicU64,
 }
 
 impl Shared {
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
     /// How long the batch in flight has been with the engine.
-    pub fn batch_ms(&self) -> u64 {
-        match self.batch_since.load(Ordering::Acquire) {
-            0 => 0,
-            since => (self.elapsed_ms() + 1).saturating_sub(since),
-        }
+    pub fn batch_age(&self) -> Option<Duration> {
+        self.batch_since.lock().map(|since| since.elapsed())
     }
 }
 
@@ -149,7 +143,8 @@ fn run_group(shared: &Shared, engine: &Arc<Guarded>, first: Box<dyn Job>) {
             let full = error.is(Reason::DiskFull);
             for (job, _) in done {
                 job.answer(Err(if full {
-                    Error::new(Reason::DiskFull, "the store's disk is full").fix_is("free space, then restart the server")
+                    Error::new(Reason::DiskFull, "the store's disk is full")
+                        .fix_is("free space, then restart the server")
                 } else {
                     engine::failed()
                 }));
@@ -219,11 +214,14 @@ fn apply(shared: &Shared, engine: &Guarded, mut group: Group, old: Meta) -> Resu
         }
         visible.before = before;
     }
-    shared.batch_since.store(shared.elapsed_ms() + 1, Ordering::Release);
+    *shared.batch_since.lock() = Some(Instant::now());
     let applied = engine.apply(&batch);
-    shared.batch_since.store(0, Ordering::Release);
+    *shared.batch_since.lock() = None;
     // After an error the pre-images stay: readers keep seeing the last state that is known to be durable.
     applied?;
+    if let Some(witness) = &shared.witness {
+        witness.note(meta.revision);
+    }
     let before = {
         let mut visible = shared.visible.write();
         visible.meta = meta;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,6 @@ pub(super) fn create(path: &Path) -> io::Result<()> {
         create(parent)?;
     }
     let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     match builder.create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
@@ -60,4 +60,59 @@ impl DirectoryLock {
             }
         }
     }
+}
+
+/// The newest revision that was known to be durable, in a file beside the engine's.
+///
+/// An engine takes a damaged end of its log for a batch that was cut off by a crash, and quietly goes back to the state
+/// before it. The store would then be sound, and acknowledged commits would be gone. This file tells: it is written after
+/// each batch, without a sync, so whatever version of it survives names a revision that the engine must have.
+pub(super) struct Witness {
+    file: File,
+    instance: [u8; 16],
+}
+
+const WITNESS: &str = "witness";
+
+impl Witness {
+    /// Opens the witness and hears it.
+    ///
+    /// # Errors
+    /// `STORE_CORRUPT` if it has seen a later revision of this instance than `revision`.
+    pub fn open(directory: &Path, instance: [u8; 16], revision: u64) -> Result<Self> {
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(directory.join(WITNESS))?;
+        let mut said = [0; 32];
+        // A file that is short or does not match its own checksum was cut off by a crash and says nothing.
+        if file.read_exact_at(&mut said, 0).is_ok()
+            && said == Self::encode(instance, seen(&said))
+            && seen(&said) > revision
+        {
+            return Err(Error::new(Reason::StoreCorrupt, "the newest commits of the store are gone")
+                .why_is("the end of the database file is damaged, or the file was replaced by an older one")
+                .fix_is("restore the newest snapshot or backup; to go on without the lost commits, remove the file 'witness'")
+                .with("found_revision", revision)
+                .with("expected_revision", seen(&said)));
+        }
+        Ok(Self { file, instance })
+    }
+
+    fn encode(instance: [u8; 16], revision: u64) -> [u8; 32] {
+        let mut out = [0; 32];
+        out[..16].copy_from_slice(&instance);
+        out[16..24].copy_from_slice(&revision.to_le_bytes());
+        let sum = blake3::hash(&out[..24]);
+        out[24..].copy_from_slice(&sum.as_bytes()[..8]);
+        out
+    }
+
+    /// Notes a durable revision.
+    pub fn note(&self, revision: u64) {
+        if let Err(error) = self.file.write_all_at(&Self::encode(self.instance, revision), 0) {
+            tracing::warn!(%error, "the store's witness file could not be written");
+        }
+    }
+}
+
+fn seen(said: &[u8; 32]) -> u64 {
+    super::record::read_u64(said, 16).unwrap_or(0)
 }

@@ -50,7 +50,9 @@ impl From<EngineError> for Error {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Busy => Error::new(Reason::StoreBusy, "the store is in use"),
-            EngineError::Damaged(e) => Error::new(Reason::StoreCorrupt, "the engine found its files damaged").caused_by(e),
+            EngineError::Damaged(e) => {
+                Error::new(Reason::StoreCorrupt, "the engine found its files damaged").caused_by(e)
+            }
             EngineError::Full(e) => Error::new(Reason::DiskFull, "the store's disk is full").caused_by(e),
             EngineError::Failed(e) => Error::new(Reason::StoreFailed, "the engine failed").caused_by(e),
         }
@@ -89,11 +91,18 @@ pub(super) fn home(kind: EngineKind) -> Option<&'static str> {
 
 /// Opens or makes an engine in `directory`, which exists and is locked.
 pub(super) fn open(kind: EngineKind, directory: &Path, cache_bytes: u64) -> EngineResult<Box<dyn Engine>> {
-    Ok(match kind {
-        EngineKind::Memory => Box::new(memory::Memory::default()),
-        EngineKind::Sled => Box::new(sled::Sled::open(&directory.join("sled"), cache_bytes)?),
-        EngineKind::Redb => Box::new(redb::Redb::open(&directory.join("redb"), cache_bytes)?),
-    })
+    let open = || -> EngineResult<Box<dyn Engine>> {
+        Ok(match kind {
+            EngineKind::Memory => Box::new(memory::Memory::default()),
+            EngineKind::Sled => Box::new(sled::Sled::open(&directory.join("sled"), cache_bytes)?),
+            EngineKind::Redb => Box::new(redb::Redb::open(&directory.join("redb"), cache_bytes)?),
+        })
+    };
+    catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err(panicked()))
+}
+
+fn panicked() -> EngineError {
+    EngineError::Damaged("the engine panicked".into())
 }
 
 /// An engine whose first failure is remembered, and whose panics on damaged files become errors.
@@ -119,8 +128,7 @@ impl Guarded {
     }
 
     fn call<T>(&self, what: &str, f: impl FnOnce(&dyn Engine) -> EngineResult<T>) -> Result<T> {
-        let outcome = catch_unwind(AssertUnwindSafe(|| f(&*self.engine)))
-            .unwrap_or_else(|_| Err(EngineError::Damaged("the engine panicked".into())));
+        let outcome = catch_unwind(AssertUnwindSafe(|| f(&*self.engine))).unwrap_or_else(|_| Err(panicked()));
         outcome.map_err(|e| {
             let error = Error::from(e).with("operation", what);
             if !self.failed.swap(true, Ordering::AcqRel) {

@@ -106,8 +106,7 @@ pub(super) fn write(scan: &FrozenScan<'_>, to: &mut dyn Write) -> Result<ExportS
 }
 
 fn bad(what: &str) -> Error {
-    Error::new(Reason::StoreCorrupt, format!("the copy of the store cannot be read: {what}"))
-        .fix_is("use another copy")
+    Error::new(Reason::StoreCorrupt, format!("the copy of the store cannot be read: {what}")).fix_is("use another copy")
 }
 
 struct Reading<'a> {
@@ -152,7 +151,10 @@ fn read_head(from: &mut Reading<'_>) -> Result<Head> {
     }
     let version = record::read_u32(&head, 14).unwrap_or(0);
     if version > VERSION {
-        return Err(Error::new(Reason::StoreTooNew, format!("the copy has format {version}, this program knows {VERSION}")));
+        return Err(Error::new(
+            Reason::StoreTooNew,
+            format!("the copy has format {version}, this program knows {VERSION}"),
+        ));
     }
     if blake3::hash(&head).as_bytes() != &digest || version != VERSION {
         return Err(bad("its head is damaged"));

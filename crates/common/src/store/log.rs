@@ -2,8 +2,9 @@
 //!
 //! Commits of one batch share blocks of about 8 KiB, so that a busy store writes one log record for many commits. A block's
 //! key is the log space, the revision of its last item (big-endian) and a part number (big-endian, above 0 only where one
-//! commit fills several blocks). A block is a row of items: revision (8 bytes, little-endian like all that follows), a
-//! byte that is 1 if the commit goes on in the next block, number of payloads (4), then length (4) and bytes of each.
+//! commit fills several blocks). A block is a row of items: revision (8 bytes, little-endian like all that follows), its
+//! part of the commit times two plus one if the commit goes on in the next block (4), number of payloads (4), then length
+//! (4) and bytes of each.
 
 use bytes::{Buf, Bytes};
 
@@ -13,7 +14,7 @@ use crate::error::{Error, Reason, Result};
 
 /// Aim for the size of a block; a single payload may make it longer.
 const BLOCK_BYTES: usize = 8 << 10;
-const ITEM_HEADER: usize = 13;
+const ITEM_HEADER: usize = 16;
 
 /// Key of the block that ends with this revision and part.
 pub(super) fn key(revision: u64, part: u32) -> Vec<u8> {
@@ -56,13 +57,13 @@ impl Writer {
     fn begin(&mut self, revision: u64) -> usize {
         let at = self.block.len();
         self.block.extend_from_slice(&revision.to_le_bytes());
-        self.block.extend_from_slice(&[0; 5]);
+        self.block.extend_from_slice(&[0; 8]);
         at
     }
 
-    fn finish(&mut self, at: usize, more: bool, count: u32) {
-        self.block[at + 8] = u8::from(more);
-        self.block[at + 9..at + ITEM_HEADER].copy_from_slice(&count.to_le_bytes());
+    fn finish(&mut self, at: usize, part: u32, more: bool, count: u32) {
+        self.block[at + 8..at + 12].copy_from_slice(&(part << 1 | u32::from(more)).to_le_bytes());
+        self.block[at + 12..at + ITEM_HEADER].copy_from_slice(&count.to_le_bytes());
     }
 
     fn commit(&mut self, change: &ChangeRecord) {
@@ -72,12 +73,13 @@ impl Writer {
             self.cut(last);
         }
         let mut at = self.begin(change.revision);
-        let mut count = 0;
+        let (mut count, mut part) = (0, 0);
         for payload in &change.payloads {
             if self.block.len() + 4 + payload.len() > BLOCK_BYTES {
                 if count > 0 {
-                    self.finish(at, true, count);
+                    self.finish(at, part, true, count);
                     self.cut(change.revision);
+                    part += 1;
                     at = self.begin(change.revision);
                     count = 0;
                 } else if let Some(last) = self.last {
@@ -90,7 +92,7 @@ impl Writer {
             self.block.extend_from_slice(payload);
             count += 1;
         }
-        self.finish(at, false, count);
+        self.finish(at, part, false, count);
         self.last = Some(change.revision);
     }
 }
@@ -117,12 +119,14 @@ pub(super) struct Reader {
     after: u64,
     /// A commit whose end has not come yet.
     open: Option<ChangeRecord>,
+    /// The part of it that comes next.
+    part: u32,
 }
 
 impl Reader {
     /// Expects the commit after this revision first.
     pub fn new(after: u64) -> Self {
-        Self { after, open: None }
+        Self { after, open: None, part: 0 }
     }
 
     /// The last whole commit.
@@ -140,9 +144,10 @@ impl Reader {
                 return Err(damaged());
             }
             let revision = block.get_u64_le();
-            let more = block.get_u8();
+            let part = block.get_u32_le();
+            let (part, more) = (part >> 1, part & 1 == 1);
             let count = block.get_u32_le() as usize;
-            if more > 1 || count > block.len() / 4 {
+            if count > block.len() / 4 {
                 return Err(damaged());
             }
             let mut payloads = Vec::with_capacity(count);
@@ -160,13 +165,14 @@ impl Reader {
                 continue;
             }
             let mut change = match self.open.take() {
-                Some(open) if open.revision == revision => open,
-                None if revision == self.after + 1 => ChangeRecord { revision, payloads: Vec::new() },
+                Some(open) if open.revision == revision && part == self.part => open,
+                None if revision == self.after + 1 && part == 0 => ChangeRecord { revision, payloads: Vec::new() },
                 _ => return Err(damaged().with("revision", revision).with("expected", self.after + 1)),
             };
             change.payloads.append(&mut payloads);
-            if more == 1 {
+            if more {
                 self.open = Some(change);
+                self.part = part + 1;
             } else {
                 self.after = revision;
                 each(change);

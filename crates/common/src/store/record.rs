@@ -124,7 +124,10 @@ impl Header {
         }
         let format = read_u32(payload, 8).ok_or_else(bad)?;
         if format > u32::from(FORMAT) {
-            return Err(Error::new(Reason::StoreTooNew, format!("the store has layout {format}, this program knows {FORMAT}")));
+            return Err(Error::new(
+                Reason::StoreTooNew,
+                format!("the store has layout {format}, this program knows {FORMAT}"),
+            ));
         }
         let schema = read_u32(payload, 12).ok_or_else(bad)?;
         let instance = payload.get(16..32).and_then(|s| s.try_into().ok()).ok_or_else(bad)?;
@@ -159,7 +162,8 @@ impl Meta {
     /// `STORE_CORRUPT` if the length is wrong.
     pub fn decode(payload: &[u8]) -> Result<Self> {
         let field = |i: usize| {
-            read_u64(payload, i * 8).ok_or_else(|| Error::new(Reason::StoreCorrupt, "the store's totals are unreadable"))
+            read_u64(payload, i * 8)
+                .ok_or_else(|| Error::new(Reason::StoreCorrupt, "the store's totals are unreadable"))
         };
         Ok(Self {
             revision: field(0)?,

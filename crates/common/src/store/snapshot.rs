@@ -48,7 +48,6 @@ pub(super) fn write(
     let unfinished = snapshots.join(UNFINISHED);
     let mut options = File::options();
     options.create(true).write(true).truncate(true);
-    #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut out = BufWriter::with_capacity(1 << 20, options.open(&unfinished)?);
     let summary = match export(&mut out) {

@@ -321,7 +321,11 @@ impl Frozen {
             };
             bytes += key.len() + raw.len();
             out.push((key, raw));
-            if out.len() == PAGE_RECORDS || bytes > PAGE_BYTES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if out.len() == PAGE_RECORDS || bytes > PAGE_BYTES {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
         let state = &mut *state;
         state.cursor = out.last().map_or_else(|| END.to_vec(), |(key, _)| key.to_vec());

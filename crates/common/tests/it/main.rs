@@ -1,0 +1,14 @@
+//! Tests of the library through its public functions.
+
+mod bulk_loopback;
+mod bulk_wire;
+mod office;
+mod tls_connection;
+mod chunk_crash;
+mod chunk_cut;
+mod chunk_reclaim;
+mod chunk_sim;
+mod chunk_store;
+mod powercut;
+mod store_conformance;
+mod store_crash;

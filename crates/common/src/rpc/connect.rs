@@ -64,6 +64,9 @@ pub fn explain(cause: &(dyn StdError + 'static)) -> Option<Error> {
         if let Some(tls) = tls_error(here) {
             return Some(explain_tls(tls, outer));
         }
+        if let Some(alert) = alert_in_text(&here.to_string()) {
+            return Some(explain_tls(&rustls::Error::AlertReceived(alert), outer));
+        }
         link = here.source();
     }
     outer.map(|connect| {
@@ -78,6 +81,23 @@ pub fn explain(cause: &(dyn StdError + 'static)) -> Option<Error> {
 /// `source()` of an `io::Error` leaves out the error that it wraps.
 fn tls_error<'a>(link: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     link.downcast_ref::<rustls::Error>().or_else(|| link.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref())
+}
+
+/// The alert that ended a connection. With TLS 1.3 it comes after the handshake, when HTTP/2 reads already, and that
+/// library keeps of an error only its text.
+fn alert_in_text(text: &str) -> Option<AlertDescription> {
+    let name = text.split_once("received fatal alert: ")?.1.split(|c: char| !c.is_ascii_alphanumeric()).next()?;
+    let known = [
+        AlertDescription::CertificateExpired,
+        AlertDescription::UnknownCA,
+        AlertDescription::BadCertificate,
+        AlertDescription::CertificateUnknown,
+        AlertDescription::UnsupportedCertificate,
+        AlertDescription::CertificateRevoked,
+        AlertDescription::DecryptError,
+        AlertDescription::AccessDenied,
+    ];
+    Some(known.into_iter().find(|a| format!("{a:?}") == name).unwrap_or(AlertDescription::HandshakeFailure))
 }
 
 fn explain_tls(tls: &rustls::Error, connect: Option<&ConnectError>) -> Error {

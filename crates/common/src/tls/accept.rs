@@ -22,12 +22,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 /// Finished handshakes that wait for the server to take them. It takes them at once.
 const READY: usize = 64;
+/// How long the other side has to read why its handshake failed.
+const LINGER: Duration = Duration::from_secs(2);
+/// Bytes that are thrown away meanwhile.
+const MAX_UNREAD: usize = 64 * 1024;
 /// How long to wait when the process has no file descriptor left.
 const OUT_OF_FILES: Duration = Duration::from_millis(100);
 
@@ -212,10 +217,34 @@ impl Listening {
 
 async fn handshake(tls: &ServerTls, stream: TcpStream, remote: SocketAddr, slot: Slot) -> io::Result<Connection> {
     tune(&stream)?;
-    let stream = tokio_rustls::TlsAcceptor::from(tls.config()).accept(stream).await?;
+    let accepting = tokio_rustls::TlsAcceptor::from(tls.config()).accept(stream).into_fallible();
+    let stream = match accepting.await {
+        Ok(stream) => stream,
+        Err((error, stream)) => {
+            part(stream).await;
+            return Err(error);
+        }
+    };
     let leaf = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
     let peer = PeerIdentity::of_tls(leaf, remote, tls.now_ms());
     Ok(Connection::tls(stream, peer, slot))
+}
+
+/// Ends a connection whose handshake failed so that the other side reads why: closing with bytes unread would reset the
+/// connection, and the alert would be lost with it. The handshake's deadline counts for this too.
+async fn part(mut stream: TcpStream) {
+    let lingering = async {
+        stream.shutdown().await?;
+        let mut unread = [0; 4096];
+        for _ in 0..MAX_UNREAD / unread.len() {
+            if stream.read(&mut unread).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    // However it ends, the connection is closed now.
+    let _ = tokio::time::timeout(LINGER, lingering).await;
 }
 
 /// No delay for small packets; a peer that is gone is noticed within a minute, whether anything is being sent or not.

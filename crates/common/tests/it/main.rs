@@ -12,3 +12,6 @@ mod chunk_store;
 mod powercut;
 mod store_conformance;
 mod store_crash;
+mod tls_accept;
+mod rpc_connection;
+mod enrol_join;

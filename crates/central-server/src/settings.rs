@@ -1,5 +1,6 @@
 //! Settings of the central server. `deploy/config/central-server.toml` says the same for people; a test keeps them equal.
 
+use common::store::EngineKind;
 use common::settings::{ByteSize, HumanDuration, Problems};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -9,8 +10,10 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where things are and what the office is called.
+    /// Where things are.
     pub server: Server,
+    /// What the office is called.
+    pub office: Office,
     /// The gRPC listener.
     pub grpc: Grpc,
     /// The administration socket of this machine.
@@ -31,14 +34,20 @@ pub struct Settings {
     pub log: Log,
 }
 
-/// Where things are and what the office is called.
+/// What the office is called.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Office {
+    /// The office's name; taken at the first start only.
+    pub name: String,
+}
+
+/// Where things are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Everything the server keeps. Mode 0700, used by one server at a time.
     pub data_directory: PathBuf,
-    /// The office's name; taken at the first start only.
-    pub office: String,
     /// DNS names and IP addresses for the server's certificate, besides this machine's name, localhost and loopback.
     pub names: Vec<String>,
     /// Changes are refused with DISK_FULL while the data file system has less free space than this.
@@ -57,7 +66,11 @@ pub struct Grpc {
     pub listen: SocketAddr,
     /// Connections at a time; more are closed at once.
     pub max_connections: usize,
-    /// TLS handshakes at a time; more wait.
+    /// Connections at a time from one IPv4 address or one IPv6 network of 64 bits; more are closed at once.
+    pub max_connections_from_one: usize,
+    /// Age at which a connection is asked to be made anew; its running calls go on.
+    pub max_connection_age: HumanDuration,
+    /// TLS handshakes at a time; beyond it the oldest is given up for the newest.
     pub max_handshakes: usize,
     /// A handshake that takes longer is cut off.
     pub handshake_timeout: HumanDuration,
@@ -101,23 +114,12 @@ pub struct Web {
     pub listen: SocketAddr,
 }
 
-/// A storage engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Engine {
-    /// sled 0.34: the default.
-    #[default]
-    Sled,
-    /// redb.
-    Redb,
-}
-
 /// Metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreSection {
     /// Storage engine; changing it needs `export` and `import`.
-    pub engine: Engine,
+    pub engine: EngineKind,
     /// Memory for cached pages.
     pub cache: ByteSize,
     /// Automatic snapshots that are kept.
@@ -172,8 +174,14 @@ pub struct Sessions {
     pub lifetime: HumanDuration,
     /// Longest life that may be asked for.
     pub lifetime_max: HumanDuration,
-    /// Password hashes computed at a time. Each takes 19 MiB and about 30 ms.
+    /// Password hashes computed at a time.
     pub hashers: usize,
+    /// Sign-ins that wait for a hash; more get OVERLOADED.
+    pub hash_queue: usize,
+    /// Memory of one password hash (argon2id). A higher cost is applied to a password when it is next used.
+    pub hash_memory: ByteSize,
+    /// Passes of one password hash over its memory.
+    pub hash_passes: u32,
     /// Failed sign-ins of one account before it must wait.
     pub login_attempts: u32,
     /// Failed sign-ins from one address before it must wait.
@@ -190,8 +198,6 @@ pub struct Devices {
     pub certificate_lifetime: HumanDuration,
     /// Life of an invite for which nothing else is asked.
     pub invite_lifetime: HumanDuration,
-    /// Joins in progress at a time.
-    pub max_exchanges: usize,
 }
 
 /// How the log is written.
@@ -220,8 +226,7 @@ pub struct Log {
 impl Default for Server {
     fn default() -> Self {
         Self {
-            data_directory: PathBuf::from("/var/lib/central-server"),
-            office: "office".into(),
+            data_directory: PathBuf::from("/var/lib/atrium-central"),
             names: Vec::new(),
             reserve: ByteSize::gib(1),
             drain: HumanDuration::secs(10),
@@ -230,11 +235,19 @@ impl Default for Server {
     }
 }
 
+impl Default for Office {
+    fn default() -> Self {
+        Self { name: "office".into() }
+    }
+}
+
 impl Default for Grpc {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 7443)),
-            max_connections: 4096,
+            max_connections: 8192,
+            max_connections_from_one: 2048,
+            max_connection_age: HumanDuration::hours(12),
             max_handshakes: 256,
             handshake_timeout: HumanDuration::secs(10),
             max_streams: 256,
@@ -260,7 +273,7 @@ impl Default for Web {
 impl Default for StoreSection {
     fn default() -> Self {
         Self {
-            engine: Engine::Sled,
+            engine: EngineKind::Sled,
             cache: ByteSize::mib(64),
             snapshot_keep: 7,
             snapshot_interval: HumanDuration::hours(24),
@@ -299,8 +312,11 @@ impl Default for Sessions {
     fn default() -> Self {
         Self {
             lifetime: HumanDuration::days(30),
-            lifetime_max: HumanDuration::days(365),
+            lifetime_max: HumanDuration::days(90),
             hashers: 2,
+            hash_queue: 64,
+            hash_memory: ByteSize::mib(19),
+            hash_passes: 2,
             login_attempts: 10,
             address_attempts: 50,
             attempt_refill: HumanDuration::secs(30),
@@ -311,9 +327,8 @@ impl Default for Sessions {
 impl Default for Devices {
     fn default() -> Self {
         Self {
-            certificate_lifetime: HumanDuration::days(90),
+            certificate_lifetime: HumanDuration::days(7),
             invite_lifetime: HumanDuration::minutes(15),
-            max_exchanges: 100,
         }
     }
 }
@@ -358,6 +373,8 @@ impl common::settings::Settings for Settings {
         within("server.blocking_threads", self.server.blocking_threads as u64, 4, 512, "must be 4 to 512");
         within("server.drain", self.server.drain.as_millis(), 0, 600_000, "must be at most 10m");
         within("grpc.max_connections", grpc.max_connections as u64, 1, 100_000, "must be 1 to 100000");
+        within("grpc.max_connections_from_one", grpc.max_connections_from_one as u64, 1, 100_000, "must be 1 to 100000");
+        within("grpc.max_connection_age", grpc.max_connection_age.as_millis(), 60_000, 30 * day, "must be 1m to 30d");
         within("grpc.max_handshakes", grpc.max_handshakes as u64, 1, 10_000, "must be 1 to 10000");
         within("grpc.handshake_timeout", grpc.handshake_timeout.as_millis(), 100, 60_000, "must be 100ms to 1m");
         within("grpc.max_streams", grpc.max_streams.into(), 1, 10_000, "must be 1 to 10000");
@@ -382,6 +399,9 @@ impl common::settings::Settings for Settings {
         within("files.transfer_idle", self.files.transfer_idle.as_millis(), 1_000, day, "must be 1s to 1d");
         within("sessions.lifetime", self.sessions.lifetime.as_millis(), 60_000, u64::MAX, "must be 1m or more");
         within("sessions.hashers", self.sessions.hashers as u64, 1, 64, "must be 1 to 64");
+        within("sessions.hash_queue", self.sessions.hash_queue as u64, 1, 10_000, "must be 1 to 10000");
+        within("sessions.hash_memory", self.sessions.hash_memory.0, 8 * kib, 4096 * mib, "must be 8KiB to 4GiB");
+        within("sessions.hash_passes", self.sessions.hash_passes.into(), 1, 100, "must be 1 to 100");
         within("sessions.login_attempts", self.sessions.login_attempts.into(), 1, 1000, "must be 1 to 1000");
         within("sessions.address_attempts", self.sessions.address_attempts.into(), 1, 10_000, "must be 1 to 10000");
         within("sessions.attempt_refill", self.sessions.attempt_refill.as_millis(), 100, day, "must be 100ms to 1d");
@@ -393,12 +413,11 @@ impl common::settings::Settings for Settings {
             "must be 1h to 3650d",
         );
         within("devices.invite_lifetime", self.devices.invite_lifetime.as_millis(), 60_000, day, "must be 1m to 1d");
-        within("devices.max_exchanges", self.devices.max_exchanges as u64, 1, 10_000, "must be 1 to 10000");
         let directory = &self.server.data_directory;
         problems.require(directory.is_absolute(), "server.data_directory", "must be an absolute path");
-        let office = &self.server.office;
+        let office = &self.office.name;
         let printable = !office.trim().is_empty() && office.len() <= 128 && !office.chars().any(char::is_control);
-        problems.require(printable, "server.office", "must be 1 to 128 bytes without control characters");
+        problems.require(printable, "office.name", "must be 1 to 128 bytes without control characters");
         problems.require(self.server.names.len() <= 100, "server.names", "must be at most 100 names");
         for name in &self.server.names {
             let dns = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';

@@ -1,0 +1,325 @@
+//! Uploads in flight: whose they are, and which chunks they may name.
+//!
+//! Knowing a chunk's digest must not give its content. So a commit may only name chunks that this upload has *proven*: the
+//! bytes came in under it, or they belong to a file that the caller named as a base and can read. What is not proven
+//! counts as missing, whether the server has it or not. All this is in memory only: after a restart nothing is proven,
+//! clients send their chunks again, and the chunk store drops those it has.
+//!
+//! An upload belongs to who named it first. It is forgotten an hour after it was last named, as its lease is.
+//!
+//! Bounds: [`UPLOADS_MAX`] uploads in total and [`UPLOADS_PER_OWNER`] of one owner, beyond which the least recently named
+//! one is forgotten (of the same owner; for the total, of the owner with most). Proofs are kept as keyed 64-bit hashes in
+//! two generations of [`GENERATION`], so that the last half million of an upload always count, twice as many as a commit
+//! can name. At [`PROOFS_MAX`] in total, uploads of the owner with most proofs are forgotten first. Forgetting costs a
+//! client that chunks are sent again, nothing else.
+
+use super::App;
+use super::caller::Caller;
+use super::file_state::FileState;
+use common::chunk::{LEASE_IDLE, Lease};
+use common::error::{Error, Reason, Result};
+use common::model::{ChunkId, ChunkRef, UploadId};
+use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+/// Most uploads.
+pub const UPLOADS_MAX: usize = 8_192;
+/// Most uploads of one owner.
+pub const UPLOADS_PER_OWNER: usize = 256;
+/// Proofs of one generation of an upload.
+pub const GENERATION: usize = 524_288;
+/// Most proofs of all uploads: some 80 MiB.
+pub const PROOFS_MAX: usize = 4 * 1024 * 1024;
+
+/// All uploads in flight.
+#[derive(Default)]
+pub struct Uploads {
+    table: Mutex<Table>,
+    /// Secret, so that nobody can look for another chunk with the same short hash.
+    key: RandomState,
+}
+
+#[derive(Default)]
+struct Table {
+    uploads: HashMap<UploadId, Upload>,
+    proofs: usize,
+}
+
+struct Upload {
+    owner: Arc<str>,
+    last_ms: u64,
+    newer: HashSet<u64>,
+    older: HashSet<u64>,
+}
+
+impl Upload {
+    fn proofs(&self) -> usize {
+        self.newer.len() + self.older.len()
+    }
+    fn is_over(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.last_ms) >= LEASE_IDLE.as_millis() as u64
+    }
+}
+
+impl Table {
+    fn forget(&mut self, upload: UploadId) {
+        if let Some(gone) = self.uploads.remove(&upload) {
+            self.proofs -= gone.proofs();
+        }
+    }
+
+    /// The owner with most, by this measure.
+    fn largest(&self, measure: impl Fn(&Upload) -> usize) -> Option<Arc<str>> {
+        let mut sums: HashMap<&Arc<str>, usize> = HashMap::new();
+        for upload in self.uploads.values() {
+            *sums.entry(&upload.owner).or_default() += measure(upload);
+        }
+        sums.into_iter().max_by_key(|(_, sum)| *sum).map(|(owner, _)| owner.clone())
+    }
+
+    fn least_recent_of(&self, owner: &str, except: UploadId) -> Option<UploadId> {
+        let own = self.uploads.iter().filter(|(id, u)| *u.owner == *owner && **id != except);
+        own.min_by_key(|(_, u)| u.last_ms).map(|(id, _)| *id)
+    }
+
+    fn make_room(&mut self, owner: &str, now_ms: u64) {
+        if self.uploads.values().filter(|u| *u.owner == *owner).count() >= UPLOADS_PER_OWNER
+            && let Some(oldest) = self.least_recent_of(owner, UploadId(uuid::Uuid::nil()))
+        {
+            self.forget(oldest);
+        }
+        if self.uploads.len() >= UPLOADS_MAX {
+            self.expire(now_ms);
+        }
+        if self.uploads.len() >= UPLOADS_MAX
+            && let Some(largest) = self.largest(|_| 1)
+            && let Some(oldest) = self.least_recent_of(&largest, UploadId(uuid::Uuid::nil()))
+        {
+            self.forget(oldest);
+        }
+    }
+
+    fn expire(&mut self, now_ms: u64) {
+        let over: Vec<UploadId> = self.uploads.iter().filter(|(_, u)| u.is_over(now_ms)).map(|(id, _)| *id).collect();
+        over.into_iter().for_each(|id| self.forget(id));
+    }
+
+    fn add(&mut self, id: UploadId, proofs: impl Iterator<Item = u64>) {
+        for proof in proofs {
+            let Some(upload) = self.uploads.get_mut(&id) else { return };
+            if upload.newer.len() >= GENERATION && !upload.newer.contains(&proof) {
+                let dropped = std::mem::replace(&mut upload.older, std::mem::take(&mut upload.newer));
+                self.proofs -= dropped.len();
+            }
+            if upload.newer.insert(proof) {
+                self.proofs += 1;
+            }
+        }
+        while self.proofs > PROOFS_MAX {
+            let victim = self.largest(Upload::proofs).and_then(|owner| self.least_recent_of(&owner, id));
+            match victim {
+                Some(victim) => self.forget(victim),
+                // The largest owner has only this upload: its older generation has to do.
+                None => {
+                    let Some(upload) = self.uploads.get_mut(&id) else { return };
+                    let dropped = std::mem::take(&mut upload.older).len();
+                    self.proofs -= dropped;
+                    if dropped == 0 {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Uploads {
+    /// Uploads and proofs that are kept now.
+    pub fn count(&self) -> (usize, usize) {
+        let table = self.table.lock();
+        (table.uploads.len(), table.proofs)
+    }
+
+    /// Forgets what was not named for an hour.
+    pub fn expire(&self, now_ms: u64) {
+        self.table.lock().expire(now_ms);
+    }
+
+    fn enter(&self, id: UploadId, owner: &str, now_ms: u64) -> Result<()> {
+        let mut table = self.table.lock();
+        if table.uploads.get(&id).is_some_and(|u| u.is_over(now_ms)) {
+            table.forget(id);
+        }
+        if let Some(upload) = table.uploads.get_mut(&id) {
+            if *upload.owner != *owner {
+                return Err(Error::new(Reason::UploadInvalid, "the upload id is another's").with("field", "upload_id"));
+            }
+            upload.last_ms = upload.last_ms.max(now_ms);
+            return Ok(());
+        }
+        table.make_room(owner, now_ms);
+        let upload = Upload { owner: owner.into(), last_ms: now_ms, newer: HashSet::new(), older: HashSet::new() };
+        table.uploads.insert(id, upload);
+        Ok(())
+    }
+
+    fn add(&self, id: UploadId, chunks: impl Iterator<Item = ChunkId>) {
+        self.table.lock().add(id, chunks.map(|c| self.key.hash_one(c.0)));
+    }
+
+    fn unproven(&self, id: UploadId, chunks: &[ChunkRef]) -> Vec<usize> {
+        let table = self.table.lock();
+        let Some(upload) = table.uploads.get(&id) else { return (0..chunks.len()).collect() };
+        let proven = |c: &ChunkRef| {
+            let proof = self.key.hash_one(c.id.0);
+            upload.newer.contains(&proof) || upload.older.contains(&proof)
+        };
+        (0..chunks.len()).filter(|at| !proven(&chunks[*at])).collect()
+    }
+}
+
+impl fmt::Debug for Uploads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (uploads, proofs) = self.count();
+        write!(f, "Uploads({uploads} uploads, {proofs} proofs)")
+    }
+}
+
+/// A caller's upload.
+#[derive(Clone)]
+pub struct Owned {
+    files: Arc<FileState>,
+    id: UploadId,
+    lease: Lease,
+}
+
+/// Names an upload: the first time makes it the caller's, each time keeps it and its chunks for another hour.
+///
+/// # Errors
+/// `UPLOAD_INVALID` for the nil UUID and for somebody else's upload.
+pub fn begin(app: &App, caller: &Caller, id: UploadId) -> Result<Owned> {
+    if id.0.is_nil() {
+        return Err(Error::new(Reason::UploadInvalid, "the upload id is nil").with("field", "upload_id"));
+    }
+    app.files.uploads.enter(id, &caller.actor(), app.clock.now_ms())?;
+    Ok(Owned { files: app.files.clone(), id, lease: app.chunks.lease(id) })
+}
+
+impl Owned {
+    /// Which.
+    pub fn id(&self) -> UploadId {
+        self.id
+    }
+
+    /// What its chunks are kept under.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Notes that these chunks came in under the upload, each checked against its digest.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn arrived(&self, chunks: &[ChunkRef]) -> Result<()> {
+        self.prove(chunks.iter().map(|c| c.id));
+        Ok(())
+    }
+
+    /// Notes that the caller may read these chunks.
+    pub fn prove(&self, chunks: impl Iterator<Item = ChunkId>) {
+        self.files.uploads.add(self.id, chunks);
+    }
+
+    /// Positions of chunks that the caller has not shown to have.
+    pub fn unproven(&self, chunks: &[ChunkRef]) -> Vec<usize> {
+        self.files.uploads.unproven(self.id, chunks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn id(n: u128) -> UploadId {
+        UploadId(Uuid::from_u128(n))
+    }
+    fn chunk(n: u64) -> ChunkId {
+        ChunkId::of(&n.to_le_bytes())
+    }
+    fn unproven(uploads: &Uploads, upload: UploadId, chunks: impl Iterator<Item = u64>) -> usize {
+        let chunks: Vec<ChunkRef> = chunks.map(|n| ChunkRef { id: chunk(n), len: 8 }).collect();
+        uploads.unproven(upload, &chunks).len()
+    }
+
+    #[test]
+    fn an_upload_is_its_owners_and_proves_what_was_shown() {
+        let uploads = Uploads::default();
+        uploads.enter(id(1), "user:anna", 0).unwrap();
+        uploads.add(id(1), [chunk(1), chunk(2)].into_iter());
+        assert_eq!(unproven(&uploads, id(1), 1..=3), 1);
+        assert!(uploads.enter(id(1), "user:bert", 10).unwrap_err().is(Reason::UploadInvalid));
+        uploads.enter(id(2), "user:bert", 10).unwrap();
+        assert_eq!(unproven(&uploads, id(2), 1..=2), 2, "another upload proves nothing");
+        assert_eq!(unproven(&uploads, id(3), 1..=2), 2, "neither does one that nobody began");
+    }
+
+    #[test]
+    fn an_idle_upload_is_forgotten_and_free() {
+        let uploads = Uploads::default();
+        let hour = LEASE_IDLE.as_millis() as u64;
+        uploads.enter(id(1), "user:anna", 0).unwrap();
+        uploads.add(id(1), [chunk(1)].into_iter());
+        uploads.enter(id(1), "user:anna", hour - 1).unwrap();
+        assert_eq!(unproven(&uploads, id(1), 1..=1), 0, "named within the hour");
+        uploads.enter(id(1), "user:bert", 2 * hour).unwrap();
+        assert_eq!(unproven(&uploads, id(1), 1..=1), 1, "the next owner begins with nothing");
+        uploads.expire(4 * hour);
+        assert_eq!(uploads.count(), (0, 0));
+    }
+
+    #[test]
+    fn the_number_of_uploads_is_bounded_for_one_owner_and_for_all() {
+        let uploads = Uploads::default();
+        for n in 0..UPLOADS_PER_OWNER as u128 + 1 {
+            uploads.enter(id(n + 1), "user:anna", n as u64).unwrap();
+            uploads.add(id(n + 1), [chunk(7)].into_iter());
+        }
+        assert_eq!(uploads.count(), (UPLOADS_PER_OWNER, UPLOADS_PER_OWNER));
+        assert_eq!(unproven(&uploads, id(1), 7..=7), 1, "the oldest went");
+        uploads.enter(id(1_000_000), "user:bert", 1).unwrap();
+        for n in 0..UPLOADS_MAX as u128 {
+            uploads.enter(id(2_000_000 + n), &format!("user:{}", n / 200), 400).unwrap();
+        }
+        assert_eq!(uploads.count().0, UPLOADS_MAX);
+        assert!(uploads.table.lock().uploads.contains_key(&id(1_000_000)), "who has one keeps it");
+    }
+
+    #[test]
+    fn proofs_are_bounded_and_the_newest_stay() {
+        let uploads = Uploads::default();
+        uploads.enter(id(1), "user:anna", 0).unwrap();
+        uploads.add(
+            id(1),
+            (0..2 * GENERATION as u64 + 10).map(|n| {
+                let mut raw = [0; 32];
+                raw[..8].copy_from_slice(&n.to_le_bytes());
+                ChunkId(raw)
+            }),
+        );
+        let (_, proofs) = uploads.count();
+        assert!(proofs <= 2 * GENERATION, "{proofs}");
+        let newest = 2 * GENERATION as u64;
+        let of = |n: u64| {
+            let mut raw = [0; 32];
+            raw[..8].copy_from_slice(&n.to_le_bytes());
+            ChunkRef { id: ChunkId(raw), len: 1 }
+        };
+        let last: Vec<ChunkRef> = (newest - GENERATION as u64..newest).map(of).collect();
+        assert!(uploads.unproven(id(1), &last).is_empty());
+        assert_eq!(uploads.unproven(id(1), &[of(0)]), [0]);
+    }
+}

@@ -501,7 +501,7 @@ impl Store {
         T: Send + 'static,
         F: FnMut(&mut Txn<'_>) -> Result<T> + Send + 'static,
     {
-        let (job, answer) = Call::new(f);
+        let (job, answer) = Call::job(f);
         self.0.shared.queue.push(job).await?;
         answer.await.unwrap_or_else(|_| Err(view::closed()))
     }
@@ -518,7 +518,7 @@ impl Store {
         if self.on_committer() {
             return Err(Error::internal("a transaction was begun within a transaction"));
         }
-        let (job, answer) = Call::new(f);
+        let (job, answer) = Call::job(f);
         self.0.shared.queue.push_blocking(job)?;
         answer.blocking_recv().unwrap_or_else(|_| Err(view::closed()))
     }

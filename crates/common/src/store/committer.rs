@@ -51,7 +51,8 @@ where
     T: Send + 'static,
     F: FnMut(&mut Txn<'_>) -> Result<T> + Send + 'static,
 {
-    pub fn new(f: F) -> (Box<dyn Job>, oneshot::Receiver<Result<Committed<T>>>) {
+    /// A job, and where its answer comes.
+    pub fn job(f: F) -> (Box<dyn Job>, oneshot::Receiver<Result<Committed<T>>>) {
         let (reply, answer) = oneshot::channel();
         (Box::new(Self { f, value: None, reply }), answer)
     }
@@ -130,7 +131,7 @@ fn run_group(shared: &Shared, engine: &Arc<Guarded>, first: Box<dyn Job>) {
         next = if full { None } else { shared.queue.try_next() };
     }
     let commits = group.changes.len() as u64;
-    let applied = if group.is_dirty() { apply(shared, engine, group, meta) } else { Ok(()) };
+    let applied = if group.is_dirty(&meta) { apply(shared, engine, group, meta) } else { Ok(()) };
     match applied {
         Ok(()) => {
             shared.commits.fetch_add(commits, Ordering::Relaxed);

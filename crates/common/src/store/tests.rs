@@ -248,6 +248,12 @@ fn waiting_transactions_share_a_batch_and_fail_alone() {
     assert_eq!(store.range(b"w/", b"w0", 100).unwrap().len(), 20);
     assert_eq!(store.stats().batches, 2, "all that waited went to the engine at once");
     assert_eq!(store.changes(0, 100).unwrap().len(), 21);
+    // The twenty share a block of the log, which no trim in their midst can remove.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(store.trim_changes(10)).unwrap();
+    assert_eq!(store.stats().oldest_cursor, 10);
+    assert!(store.changes(9, 100).unwrap_err().is(Reason::CursorTooOld));
+    assert_eq!(store.changes(10, 100).unwrap().len(), 11);
     assert!(store.verify().unwrap().is_sound());
 }
 

@@ -50,8 +50,9 @@ impl Group {
     }
 
     /// True if there is something to apply.
-    pub fn is_dirty(&self) -> bool {
-        !self.writes.is_empty() || !self.changes.is_empty()
+    pub fn is_dirty(&self, meta: &Meta) -> bool {
+        // A trim may find no whole block to remove and still move the oldest revision.
+        !self.writes.is_empty() || !self.changes.is_empty() || self.oldest != meta.oldest
     }
 
     /// Begins the next transaction of the group.

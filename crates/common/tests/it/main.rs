@@ -12,6 +12,7 @@ mod chunk_store;
 mod powercut;
 mod store_conformance;
 mod store_crash;
+mod store_model;
 mod tls_accept;
 mod rpc_connection;
 mod enrol_join;

@@ -84,7 +84,7 @@ fn child_that_writes() {
             loop {
                 runtime.block_on(revisions.changed()).unwrap();
                 let revision = *revisions.borrow_and_update();
-                if revision % 50 == 0 {
+                if revision.is_multiple_of(50) {
                     runtime.block_on(store.trim_changes(revision.saturating_sub(200))).unwrap();
                 }
             }

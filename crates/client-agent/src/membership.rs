@@ -7,6 +7,7 @@ use crate::people::write_private;
 use arc_swap::ArcSwapOption;
 use common::error::{Error, Reason, Result};
 use common::identity::DeviceKey;
+use common::tls::DeviceCredentials;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub struct Membership {
 pub struct Member {
     file: PathBuf,
     /// This machine's key.
-    pub key: DeviceKey,
+    pub key: Arc<DeviceKey>,
     current: ArcSwapOption<Membership>,
 }
 
@@ -46,7 +47,7 @@ impl Member {
     /// # Errors
     /// I/O; a key file that others can read; a membership that cannot be understood.
     pub fn open(directory: &Path) -> Result<Self> {
-        let key = DeviceKey::load_or_generate(&directory.join("device.key"))?;
+        let key = Arc::new(DeviceKey::load_or_generate(&directory.join("device.key"))?);
         let file = directory.join("membership.json");
         let current = match std::fs::read(&file) {
             Ok(bytes) => {
@@ -68,12 +69,22 @@ impl Member {
         self.current.load_full().ok_or_else(|| Error::new(Reason::NotJoined, "this machine has not joined an office"))
     }
 
+    /// What this machine shows to the office.
+    ///
+    /// # Errors
+    /// `NOT_JOINED`.
+    pub fn credentials(&self) -> Result<DeviceCredentials> {
+        let membership = self.get()?;
+        Ok(DeviceCredentials { key: self.key.clone(), certificate_pem: membership.certificate_pem.clone() })
+    }
+
     /// Replaces it; durable on return.
     ///
     /// # Errors
     /// I/O; then nothing has changed.
     pub fn set(&self, membership: Membership) -> Result<()> {
-        let text = serde_json::to_vec_pretty(&membership).map_err(|e| Error::internal("the membership").caused_by(e))?;
+        let text =
+            serde_json::to_vec_pretty(&membership).map_err(|e| Error::internal("the membership").caused_by(e))?;
         write_private(&self.file, &text)?;
         self.current.store(Some(Arc::new(membership)));
         Ok(())

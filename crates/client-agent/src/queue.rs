@@ -114,7 +114,13 @@ impl Queue {
             }
         }
         let state = State { items, reserved_bytes: 0 };
-        Ok(Self { directory: directory.to_owned(), limit_bytes, limit_items, items: Mutex::new(state), changed: Notify::new() })
+        Ok(Self {
+            directory: directory.to_owned(),
+            limit_bytes,
+            limit_items,
+            items: Mutex::new(state),
+            changed: Notify::new(),
+        })
     }
 
     /// Begins to take in a file of this size. Nothing is queued until [`Incoming::finish`].

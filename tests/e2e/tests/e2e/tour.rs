@@ -1,0 +1,77 @@
+//! The README's five-minute tour, executed.
+
+use anyhow::{Context, Result, ensure};
+use atrium_e2e::process::{Process, Programs};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const README: &str = include_str!("../../../../README.md");
+
+fn tour() -> Result<Vec<String>> {
+    let begin = README.find("<!-- tour:").context("the README has no tour")?;
+    let block = README[begin..].split("```sh\n").nth(1).context("no block")?.split("```").next().context("no end")?;
+    let lines = block.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    Ok(lines.map(str::to_owned).collect())
+}
+
+#[test]
+fn readme_tour() -> Result<()> {
+    let programs = Programs::find()?;
+    let scratch = tempfile::tempdir()?;
+    let dir = scratch.path();
+    fs::write(dir.join("anna.password"), "correct horse anna")?;
+    fs::write(dir.join("bert.password"), "correct horse bert")?;
+    fs::write(dir.join("report.txt"), "all is well\n")?;
+    fs::create_dir(dir.join("photos"))?;
+    fs::write(dir.join("photos/1.jpg"), atrium_e2e::sample::bytes(1, 700_000))?;
+    let mut daemons: Vec<Process> = Vec::new();
+    let (mut address, mut code) = (String::new(), String::new());
+    let mut executed = 0;
+    for line in tour()? {
+        // What differs from a reader's machine: a free port, the printed code, and the agent's socket in this directory.
+        let line = line.replace("SERVER:7443", &address).replace("7-amber-lion-canal", &code);
+        executed += 1;
+        if let Some(daemon) = line.strip_suffix(" &") {
+            let mut words: Vec<&str> = daemon.split_whitespace().collect();
+            let name = words.remove(0);
+            if name == "central-server" {
+                words.extend(["--listen", "127.0.0.1:0", "--web-listen", "127.0.0.1:0"]);
+            }
+            let mut command = Command::new(programs.path(name));
+            command.current_dir(dir).args(&words);
+            let (daemon, first) = Process::daemon(command, name, &dir.join(format!("{name}.log")))?;
+            daemons.push(daemon);
+            if name == "central-server" {
+                let found = first.split_whitespace().find(|w| w.starts_with("127.0.0.1:")).context("no address")?;
+                address = found.to_owned();
+            }
+            continue;
+        }
+        let out = shell(&programs, dir, &line)?;
+        if line.ends_with("admin invite") {
+            let word = |w: &&str| w.split('-').count() == 4 && w.starts_with(|c: char| c.is_ascii_digit());
+            code = out.split_whitespace().find(word).with_context(|| format!("no code in {out:?}"))?.to_owned();
+        }
+    }
+    ensure!(executed > 15, "the tour has only {executed} lines");
+    assert_eq!(fs::read(dir.join("copy-of-photos/1.jpg"))?, fs::read(dir.join("photos/1.jpg"))?);
+    for daemon in daemons.into_iter().rev() {
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+fn shell(programs: &Programs, dir: &Path, line: &str) -> Result<String> {
+    let path = format!("{}:{}", programs.directory().display(), std::env::var("PATH").unwrap_or_default());
+    let out = Command::new("sh")
+        .args(["-c", line])
+        .current_dir(dir)
+        .env("PATH", path)
+        .env("XDG_STATE_HOME", dir)
+        .env("ATRIUM_AGENT_SOCKET", dir.join("anna.sock"))
+        .output()?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    ensure!(out.status.success(), "$ {line}\n{text}{}", String::from_utf8_lossy(&out.stderr));
+    Ok(text)
+}

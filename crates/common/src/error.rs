@@ -126,6 +126,7 @@ reasons! {
     Locked "LOCKED" FailedPrecondition, "someone has checked the file out", "wait, ask that person, or ask who manages the directory to break the lock";
     LockLost "LOCK_LOST" Aborted, "your check-out has ended and someone else has had the file since", "get the present version and lock it again";
     NotLocked "NOT_LOCKED" FailedPrecondition, "the file is not checked out", "nothing needs to be done";
+    FileTooLarge "FILE_TOO_LARGE" ResourceExhausted, "the file is larger than the server takes", "divide it, or ask an administrator to raise files.max_file";
     QuotaExceeded "QUOTA_EXCEEDED" ResourceExhausted, "the directory's quota would be exceeded; old versions and trash count", "empty the trash, delete something, or ask an administrator for more";
     DiskFull "DISK_FULL" ResourceExhausted, "the server's disk is nearly full", "an administrator must free or add space; nothing was lost";
     ChunksMissing "CHUNKS_MISSING" FailedPrecondition, "some chunks of the file are not on the server", "upload the missing chunks and commit again";
@@ -154,6 +155,7 @@ reasons! {
     IoFailed "IO_FAILED" Internal, "reading or writing a file failed", "look at the log; check the disk";
     QueueFull "QUEUE_FULL" ResourceExhausted, "the upload queue has reached its limit", "wait until uploads have finished, or raise the limit";
     QueueItemUnknown "QUEUE_ITEM_UNKNOWN" NotFound, "there is no such upload in your queue", "list the queue again";
+    LocalFileChanged "LOCAL_FILE_CHANGED" Aborted, "a file of this machine is written by another program while it is being sent", "wait until that program has finished, then try again";
     NotCached "NOT_CACHED" Unavailable, "the server is away and this file is not wholly in the cache", "try again when the server is back";
     AuditFailed "AUDIT_FAILED" Internal, "the audit log could not be written, so nothing was done", "look at the server's log";
     Internal "INTERNAL" Internal, "a defect of Atrium", "report it with the request id";

@@ -140,11 +140,16 @@ fn check(kind: EngineKind, directory: &Path, acknowledged: &[String]) {
     }
 }
 
+/// How often to crash; `ATRIUM_CRASH_ROUNDS` asks for more by hand.
+fn rounds() -> usize {
+    std::env::var("ATRIUM_CRASH_ROUNDS").map_or(6, |rounds| rounds.parse().expect("ATRIUM_CRASH_ROUNDS is a number"))
+}
+
 fn killed(kind: EngineKind) {
     let directory = tempfile::tempdir().unwrap();
-    for round in 0..5 {
+    for round in 0..rounds() {
         let child = powercut::start(CHILD, directory.path(), kind.word(), None);
-        let acknowledged = child.kill_after([1, 40, 137, 260, 333][round]);
+        let acknowledged = child.kill_after([1, 40, 137, 260, 333, 77][round % 6]);
         check(kind, directory.path(), &acknowledged);
     }
 }
@@ -152,13 +157,13 @@ fn killed(kind: EngineKind) {
 fn power_cut(kind: EngineKind) {
     let Some(library) = powercut::library() else { return };
     let places = tempfile::tempdir().unwrap();
-    for round in 0..6 {
+    for round in 0..rounds() {
         let (now, shadow, next) = (format!("{round}"), format!("{round}-shadow"), format!("{}", round + 1));
         let [now, shadow, next] = [now, shadow, next].map(|name| places.path().join(name));
         std::fs::create_dir_all(&now).unwrap();
         powercut::copy_tree(&now, &shadow);
         let child = powercut::start(CHILD, &now, kind.word(), Some((library, &shadow)));
-        let acknowledged = child.kill_after([1, 25, 60, 111, 90, 170][round]);
+        let acknowledged = child.kill_after([1, 25, 60, 111, 90, 170][round % 6]);
         powercut::copy_tree(&shadow, &next);
         check(kind, &next, &acknowledged);
         for done in [now, shadow] {

@@ -22,6 +22,7 @@ pub mod locks;
 pub mod moves;
 pub mod office;
 pub mod page;
+pub mod proof_log;
 pub mod quota;
 pub mod reclaim;
 pub mod records;
@@ -104,12 +105,12 @@ impl App {
         })
     }
 
-    /// An application of an office whose keys are kept nowhere, for tests.
+    /// An application of an office whose keys are kept nowhere, for tests and for checks.
     ///
     /// # Errors
-    /// Those of the store.
+    /// As [`App::open`].
     pub fn new(store: Store, chunks: ChunkStore, clock: SharedClock, settings: Arc<Settings>) -> Result<Self> {
-        let office = Arc::new(Office::ephemeral(&store, &clock)?);
+        let office = Arc::new(Office::ephemeral(&clock)?);
         Self::open(store, chunks, clock, settings, office, CancellationToken::new())
     }
 }

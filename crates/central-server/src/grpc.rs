@@ -60,8 +60,8 @@ pub fn routes(shared: &Shared) -> Routes {
     use v1::account_service_server::AccountServiceServer;
     use v1::admin_service_server::AdminServiceServer;
     use v1::device_service_server::DeviceServiceServer;
-    use v1::enrolment_service_server::EnrolmentServiceServer;
     use v1::directory_service_server::DirectoryServiceServer;
+    use v1::enrolment_service_server::EnrolmentServiceServer;
     use v1::file_service_server::FileServiceServer;
     use v1::session_service_server::SessionServiceServer;
     use v1::watch_service_server::WatchServiceServer;
@@ -76,7 +76,10 @@ pub fn routes(shared: &Shared) -> Routes {
         .add_service(DeviceServiceServer::new(device::Devices::new(app())).max_decoding_message_size(max))
         .add_service(DirectoryServiceServer::new(directory::Directories::new(app())).max_decoding_message_size(max))
         .add_service(FileServiceServer::new(file::Files::new(app())).max_decoding_message_size(max))
-        .add_service(WatchServiceServer::new(watch::Watch::new(app(), shared.app.shutdown.clone())).max_decoding_message_size(max))
+        .add_service(
+            WatchServiceServer::new(watch::Watch::new(app(), shared.app.shutdown.clone()))
+                .max_decoding_message_size(max),
+        )
         .add_service(transfer)
         .prepare()
 }

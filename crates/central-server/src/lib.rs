@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod background;
+pub mod command;
 pub mod grpc;
 pub mod metrics;
 pub mod serve;

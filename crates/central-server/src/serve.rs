@@ -12,6 +12,7 @@ mod notify;
 mod web;
 
 use crate::app::App;
+use crate::app::file_state::FileState;
 use crate::app::office::{DataDirectory, Keys, Layout, Office};
 use crate::background;
 use crate::grpc;
@@ -135,7 +136,8 @@ fn open_stores(
         ..ChunkStoreSettings::new(layout.chunks())
     })?;
     let office = Arc::new(Office::open(&store, keys.ca, keys.tls, clock.now_ms())?);
-    let app = App::open(store, chunks, clock, Arc::new(settings), office, shutdown)?;
+    let files = FileState::open(&layout.directory().join("uploads"), clock.now_ms())?;
+    let app = App { files: Arc::new(files), ..App::open(store, chunks, clock, Arc::new(settings), office, shutdown)? };
     Ok(Opened { app, identity: keys.identity, directory })
 }
 
@@ -175,8 +177,7 @@ pub async fn start_at(settings: Settings, shutdown: Shutdown, clock: SharedClock
     let metrics = Arc::new(Metrics::default());
     let health = HealthReport::new().await;
     let always = grpc::always(&settings, &health)?;
-    let pipeline =
-        Pipeline::new(always, settings.grpc.max_calls, settings.grpc.call_timeout.get(), metrics.clone());
+    let pipeline = Pipeline::new(always, settings.grpc.max_calls, settings.grpc.call_timeout.get(), metrics.clone());
 
     let acceptor = Acceptor::new(listen(settings.grpc.listen)?, keys.tls.clone(), limits(&settings))?;
     let admin_socket = settings.admin_socket();

@@ -1,7 +1,7 @@
 //! Settings of the central server. `deploy/config/central-server.toml` says the same for people; a test keeps them equal.
 
-use common::store::EngineKind;
 use common::settings::{ByteSize, HumanDuration, Problems};
+use common::store::EngineKind;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -326,10 +326,7 @@ impl Default for Sessions {
 
 impl Default for Devices {
     fn default() -> Self {
-        Self {
-            certificate_lifetime: HumanDuration::days(7),
-            invite_lifetime: HumanDuration::minutes(15),
-        }
+        Self { certificate_lifetime: HumanDuration::days(7), invite_lifetime: HumanDuration::minutes(15) }
     }
 }
 
@@ -373,7 +370,13 @@ impl common::settings::Settings for Settings {
         within("server.blocking_threads", self.server.blocking_threads as u64, 4, 512, "must be 4 to 512");
         within("server.drain", self.server.drain.as_millis(), 0, 600_000, "must be at most 10m");
         within("grpc.max_connections", grpc.max_connections as u64, 1, 100_000, "must be 1 to 100000");
-        within("grpc.max_connections_from_one", grpc.max_connections_from_one as u64, 1, 100_000, "must be 1 to 100000");
+        within(
+            "grpc.max_connections_from_one",
+            grpc.max_connections_from_one as u64,
+            1,
+            100_000,
+            "must be 1 to 100000",
+        );
         within("grpc.max_connection_age", grpc.max_connection_age.as_millis(), 60_000, 30 * day, "must be 1m to 30d");
         within("grpc.max_handshakes", grpc.max_handshakes as u64, 1, 10_000, "must be 1 to 10000");
         within("grpc.handshake_timeout", grpc.handshake_timeout.as_millis(), 100, 60_000, "must be 100ms to 1m");
@@ -388,12 +391,30 @@ impl common::settings::Settings for Settings {
         within("grpc.keepalive_timeout", grpc.keepalive_timeout.as_millis(), 1_000, 3_600_000, "must be 1s to 1h");
         within("store.cache", self.store.cache.0, mib, 1 << 40, "must be 1MiB to 1TiB");
         within("store.snapshot_keep", self.store.snapshot_keep as u64, 1, 1000, "must be 1 to 1000");
-        within("store.snapshot_interval", self.store.snapshot_interval.as_millis(), 60_000, u64::MAX, "must be 1m or more");
+        within(
+            "store.snapshot_interval",
+            self.store.snapshot_interval.as_millis(),
+            60_000,
+            u64::MAX,
+            "must be 1m or more",
+        );
         within("store.changes_keep", self.store.changes_keep, 1000, u64::MAX, "must be 1000 or more");
-        within("chunks.segment", self.chunks.segment.0, 8 * mib, 4096 * mib, "must be 8MiB to 4GiB");
-        within("chunks.reclaim_interval", self.chunks.reclaim_interval.as_millis(), 1_000, u64::MAX, "must be 1s or more");
+        within("chunks.segment", self.chunks.segment.0, 8 * mib, 1024 * mib, "must be 8MiB to 1GiB");
+        within(
+            "chunks.reclaim_interval",
+            self.chunks.reclaim_interval.as_millis(),
+            1_000,
+            u64::MAX,
+            "must be 1s or more",
+        );
         within("chunks.scrub_interval", self.chunks.scrub_interval.as_millis(), 60_000, u64::MAX, "must be 1m or more");
-        within("files.retention_interval", self.files.retention_interval.as_millis(), 1_000, u64::MAX, "must be 1s or more");
+        within(
+            "files.retention_interval",
+            self.files.retention_interval.as_millis(),
+            1_000,
+            u64::MAX,
+            "must be 1s or more",
+        );
         within("files.version_max", self.files.version_max.into(), 1, 10_000, "must be 1 to 10000");
         within("files.lock_max", self.files.lock_max.as_millis(), 60_000, u64::MAX, "must be 1m or more");
         within("files.transfer_idle", self.files.transfer_idle.as_millis(), 1_000, day, "must be 1s to 1d");
@@ -439,5 +460,100 @@ impl common::settings::Settings for Settings {
         if let Err(error) = common::telemetry::check_filter(&self.log.level) {
             problems.add("log.level", error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::settings::Sources;
+
+    fn example() -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/config/central-server.toml");
+        std::fs::read_to_string(path).expect("the example file")
+    }
+
+    /// The example with its settings switched on, and their names.
+    fn switched_on() -> (String, Vec<String>) {
+        let mut section = String::new();
+        let mut names = Vec::new();
+        let mut text = String::new();
+        for line in example().lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+                section = name.to_owned();
+            }
+            let setting = line.strip_prefix('#').filter(|l| l.starts_with(|c: char| c.is_ascii_lowercase()));
+            if let Some((name, _)) = setting.and_then(|l| l.split_once(" = ")) {
+                names.push(format!("{section}.{name}"));
+            }
+            text.push_str(setting.unwrap_or(line));
+            text.push('\n');
+        }
+        (text, names)
+    }
+
+    fn load(text: &str) -> common::error::Result<common::settings::Loaded<Settings>> {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let file = dir.path().join("central-server.toml");
+        std::fs::write(&file, text).expect("write");
+        Sources { file: Some(file), ..Sources::default() }.load()
+    }
+
+    #[test]
+    fn the_example_file_says_what_is_built_in() {
+        assert_eq!(load(&example()).expect("loads as it is").settings, Settings::default());
+        let (text, names) = switched_on();
+        assert_eq!(load(&text).expect("loads switched on").settings, Settings::default());
+        let printed = load("").expect("loads").print().expect("prints");
+        let mut section = "";
+        let mut all = Vec::new();
+        for line in printed.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+                section = name;
+            } else if let Some((name, _)) = line.split_once(" = ") {
+                all.push(format!("{section}.{name}"));
+            }
+        }
+        let sorted = |mut names: Vec<String>| {
+            names.sort();
+            names
+        };
+        assert_eq!(sorted(names), sorted(all));
+    }
+
+    #[test]
+    fn the_example_shows_each_value_as_it_would_be_printed() {
+        let (text, _) = switched_on();
+        let printed = load("").expect("loads").print().expect("prints");
+        for line in text.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_lowercase())) {
+            assert!(printed.contains(line), "{line} is not in\n{printed}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_all_named() {
+        let text = "[server]\ndata_directory = 'here'\nnames = ['a b']\n[office]\nname = ''\n\
+            [grpc]\nmax_streams = 0\nstream_window = '16MiB'\n[log]\nlevel = 'loud'\n[files]\nversion_max = 0\n";
+        let error = load(text).expect_err("refused");
+        let text = error.message();
+        for key in [
+            "server.data_directory",
+            "server.names",
+            "office.name",
+            "grpc.max_streams",
+            "grpc.connection_window",
+            "log.level",
+            "files.version_max",
+        ] {
+            assert!(text.contains(key), "{key} is missing in {text}");
+        }
+        assert!(text.starts_with("7 mistakes"), "{text}");
+    }
+
+    #[test]
+    fn settings_for_tests_are_in_order() {
+        let mut problems = Problems::default();
+        common::settings::Settings::validate(&Settings::in_directory(Path::new("/tmp/x")), &mut problems);
+        assert!(problems.is_empty());
     }
 }

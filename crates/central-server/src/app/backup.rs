@@ -14,11 +14,11 @@
 //!
 //! The digests find what went bad on the medium. They do not prove who made the backup.
 
-use super::{App, references};
 use super::office::{Layout, make_private};
+use super::{App, references};
+use crate::settings::Settings;
 use common::chunk::backup::{prune_backup, verify_backup};
 use common::chunk::{BackupReport, ChunkStore, ChunkStoreSettings};
-use crate::settings::Settings;
 use common::clock::SystemClock;
 use common::error::{Error, Reason, Result};
 use common::identity::{read_secret, write_public, write_secret};
@@ -287,7 +287,8 @@ pub fn restore(from: &Path, to: &Path, settings: &Settings) -> Result<Restored> 
     let layout = Layout::new(work.path());
     for key in &manifest.keys {
         let name = plain_name(&key.name)?;
-        let bytes = std::fs::read(from.join("keys").join(name)).map_err(|e| damaged(format!("keys/{name}")).caused_by(e))?;
+        let bytes =
+            std::fs::read(from.join("keys").join(name)).map_err(|e| damaged(format!("keys/{name}")).caused_by(e))?;
         if blake3::hash(&bytes).to_hex().as_str() != key.blake3 {
             return Err(damaged(format!("keys/{name} does not match its digest")));
         }
@@ -297,8 +298,11 @@ pub fn restore(from: &Path, to: &Path, settings: &Settings) -> Result<Restored> 
     copy_chunks(&from.join("chunks"), &layout.chunks(), &manifest)?;
     let checked = verify_backup(&layout.chunks(), |_| ())?;
     if let Some(id) = checked.damaged.first() {
-        return Err(Error::new(Reason::ChunkDamaged, format!("{} chunks of the backup are damaged", checked.damaged.len()))
-            .with("first", id));
+        return Err(Error::new(
+            Reason::ChunkDamaged,
+            format!("{} chunks of the backup are damaged", checked.damaged.len()),
+        )
+        .with("first", id));
     }
     let record_count = import(from, &manifest, &layout, settings)?;
     let done = Restored { manifest, record_count, chunk_count: checked.chunk_count, chunk_bytes: checked.read_bytes };
@@ -327,7 +331,8 @@ fn copy_chunks(from: &Path, to: &Path, manifest: &Manifest) -> Result<()> {
             if !needed && !from.join(name).exists() {
                 continue;
             }
-            std::fs::copy(from.join(name), to.join(name)).map_err(|e| damaged(format!("chunks/{name}")).caused_by(e))?;
+            std::fs::copy(from.join(name), to.join(name))
+                .map_err(|e| damaged(format!("chunks/{name}")).caused_by(e))?;
             File::open(to.join(name))?.sync_all()?;
         }
     }

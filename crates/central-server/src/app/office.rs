@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/LOCK          held while a server runs; two on one directory would destroy each other's work
 //! DATA/keys/ca.*     the office's certificate authority: whoever has it can make machines members
+//! DATA/ca.pem         copy of its certificate, for clients
 //! DATA/keys/server.* the server's key and certificate
 //! DATA/store/        metadata (see common::store)
 //! DATA/chunks/       content (see common::chunk)
@@ -16,6 +17,7 @@
 use crate::settings::Settings;
 use common::clock::SharedClock;
 use common::error::{Error, Reason, Result};
+use common::identity::write_public;
 use common::store::Store;
 use common::tls::{OfficeCa, ServerIdentity, ServerTls, local_names};
 use prost::Message;
@@ -150,6 +152,11 @@ impl Keys {
         make_private(&keys)?;
         let now_ms = clock.now_ms();
         let ca = Arc::new(OfficeCa::load_or_create(&keys, &settings.office.name, now_ms)?);
+        // The one file that clients in any language need, where people find it.
+        let public = layout.directory().join("ca.pem");
+        if std::fs::read(&public).ok().as_deref() != Some(ca.ca_pem().as_bytes()) {
+            write_public(&public, ca.ca_pem().as_bytes())?;
+        }
         let identity = ServerIdentity::new(&keys, ca.clone(), names(settings));
         let certificate = identity.certificate(now_ms)?;
         let tls = ServerTls::new(&certificate, ca.ca_pem(), clock.clone())?;
@@ -206,16 +213,16 @@ impl Office {
         Ok(Self { name: found.name, uid, create_ms: found.create_ms, ca, tls })
     }
 
-    /// An office of its own, with keys that are kept nowhere, for tests of the application.
+    /// An office with new keys that are kept nowhere, for tests of the application and for checks.
     ///
     /// # Errors
-    /// Those of the store.
-    pub fn ephemeral(store: &Store, clock: &SharedClock) -> Result<Self> {
-        let now_ms = clock.now_ms();
-        let ca = Arc::new(OfficeCa::create("office", now_ms)?);
-        let certificate = ca.issue_server(&[], &common::tls::ServerKey::generate()?, now_ms)?;
+    /// `INTERNAL` if no keys can be made.
+    pub fn ephemeral(clock: &SharedClock) -> Result<Self> {
+        let create_ms = clock.now_ms();
+        let ca = Arc::new(OfficeCa::create("office", create_ms)?);
+        let certificate = ca.issue_server(&[], &common::tls::ServerKey::generate()?, create_ms)?;
         let tls = ServerTls::new(&certificate, ca.ca_pem(), clock.clone())?;
-        Self::open(store, ca, tls, now_ms)
+        Ok(Self { name: "office".to_owned(), uid: Uuid::new_v4(), create_ms, ca, tls })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the tasks do.
 
-use crate::app::{App, devices, disk, expiry, reclaim, retention};
+use crate::app::{App, audit, devices, disk, expiry, reclaim, retention};
 use crate::grpc::auth::OpenStreams;
 use common::error::{Error, Result};
 use std::future::Future;
@@ -28,9 +28,10 @@ pub(super) fn disk_space(app: App) -> Pass {
     Box::pin(blocking(move || disk::look(&app).map(|_| ())))
 }
 
-/// Removes sessions, invites and answers whose time is over.
+/// Removes sessions, invites and answers whose time is over, and sums up refusals that were not noted one by one.
 pub(super) fn expiry(app: App) -> Pass {
     Box::pin(async move {
+        audit::flush_refusals(&app).await;
         let removed = expiry::sweep(&app).await?;
         tracing::debug!(removed, "expired records removed");
         Ok(())

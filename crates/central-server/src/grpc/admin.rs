@@ -1,7 +1,7 @@
 //! `atrium.v1.AdminService`.
 
-use super::account::timestamp;
 use super::access;
+use super::account::timestamp;
 use crate::app::caller::Caller;
 use crate::app::{App, admin, audit, backup, disk, reclaim};
 use crate::serve::Shared;
@@ -225,12 +225,7 @@ impl AdminService for Admin {
 }
 
 fn problem_message(problem: admin::Problem) -> v1::Problem {
-    v1::Problem {
-        reason: problem.reason.to_owned(),
-        message: problem.message,
-        why: problem.why,
-        fix: problem.fix,
-    }
+    v1::Problem { reason: problem.reason.to_owned(), message: problem.message, why: problem.why, fix: problem.fix }
 }
 
 fn audit_message(record: audit::AuditRecord) -> v1::AuditRecord {

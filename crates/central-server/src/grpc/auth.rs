@@ -5,8 +5,8 @@ use crate::app::App;
 use crate::app::caller::Caller;
 use crate::app::{devices, sessions};
 use common::error::{Error, Kind, Reason, Result};
-use common::tls::PeerIdentity;
 use common::model::DeviceId;
+use common::tls::PeerIdentity;
 use http::{HeaderMap, header};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -47,13 +47,7 @@ impl Peer {
 ///
 /// # Errors
 /// `SESSION_INVALID` for a token that does not count, `DEVICE_REVOKED` for a device that was cut off.
-pub fn identify(
-    app: &App,
-    peer: &Peer,
-    method: &Method,
-    headers: &HeaderMap,
-    request_id: Arc<str>,
-) -> Result<Caller> {
+pub fn identify(app: &App, peer: &Peer, method: &Method, headers: &HeaderMap, request_id: Arc<str>) -> Result<Caller> {
     // An expired certificate still names its device where it is about to be renewed, and nowhere else.
     let expired = peer.expired_device.filter(|_| method.path == access::RENEW);
     let device = peer.device.or(expired);
@@ -163,9 +157,9 @@ impl StreamGuard {
     /// Why the stream was ended, unless it was because the server stops.
     pub fn why(&self) -> Option<Error> {
         // An error cannot be cloned; its words can.
-        self.why.get().map(|e| {
-            Error::remote(e.kind(), e.reason().into(), e.message().into(), e.why().into(), e.fix().into())
-        })
+        self.why
+            .get()
+            .map(|e| Error::remote(e.kind(), e.reason().into(), e.message().into(), e.why().into(), e.fix().into()))
     }
 }
 

@@ -10,14 +10,14 @@ mod body;
 use super::access::{self, Access, Method};
 use super::auth::{self, Peer};
 use super::{deadline, request_id};
-use crate::app::App;
 use crate::app::caller::Caller;
+use crate::app::{App, identity};
 use crate::metrics::{Metrics, UNKNOWN_METHOD};
 use arc_swap::ArcSwapOption;
-use body::{CallGuard, RequestBody};
 pub use body::CallBody;
+use body::{CallGuard, RequestBody};
 use bytes::Bytes;
-use common::error::{Error, Reason, Result};
+use common::error::{Error, Kind, Reason, Result};
 use common::status::{code_of, from_headers, from_status, to_status};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -122,7 +122,10 @@ impl Pipeline {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let prepared = method.and_then(|method| self.prepare(peer, &mut request, method, &mut guard));
+        let prepared = match method {
+            Ok(method) => self.prepare(peer, &mut request, method, &mut guard).await,
+            Err(error) => Err(error),
+        };
         let mut routes = match prepared {
             Ok(routes) => routes,
             Err(error) => return refused(error, guard),
@@ -149,7 +152,7 @@ impl Pipeline {
     }
 
     /// Everything that is decided before the handler runs.
-    fn prepare<B>(
+    async fn prepare<B: Send>(
         &self,
         peer: &Peer,
         request: &mut Request<B>,
@@ -158,7 +161,8 @@ impl Pipeline {
     ) -> Result<Routes> {
         let now = Instant::now();
         let asked = deadline::of(request.headers())?;
-        let limit = if method.streaming { asked } else { Some(asked.unwrap_or(Duration::MAX).min(self.0.call_timeout)) };
+        let limit =
+            if method.streaming { asked } else { Some(asked.unwrap_or(Duration::MAX).min(self.0.call_timeout)) };
         guard.deadline = limit.and_then(|limit| now.checked_add(limit));
         if !method.path.starts_with("/atrium.") {
             // Health and reflection tell nothing secret and must answer when nothing else does.
@@ -185,12 +189,23 @@ impl Pipeline {
             Err(error) if method.access == Access::Public && !error.is(Reason::DeviceRevoked) => {
                 auth::anonymous(peer, guard.id.clone())
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                if error.is(Reason::DeviceRevoked) {
+                    let caller = auth::anonymous(peer, guard.id.clone());
+                    identity::refuse(&ready.app, &caller, method.path, "", &error).await;
+                }
+                return Err(error);
+            }
         };
         tracing::Span::current().record("actor", caller.actor());
-        access::check(method.access, &caller).inspect_err(|error| {
+        if let Err(error) = access::check(method.access, &caller) {
             tracing::info!(reason = error.reason(), "refused");
-        })?;
+            // A call without any credentials is no attempt at something: whoever opens the port can make it.
+            if error.kind() == Kind::PermissionDenied {
+                identity::refuse(&ready.app, &caller, method.path, "", &error).await;
+            }
+            return Err(error);
+        }
         if method.streaming {
             let cut = self.0.cut.child_token();
             guard.stream = Some(self.0.streams.register(method.path, &caller, cut.clone()));

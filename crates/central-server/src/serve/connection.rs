@@ -148,7 +148,11 @@ impl Drop for Listening {
     }
 }
 
-async fn accept(mut incoming: impl Stream<Item = io::Result<Connection>> + Unpin, served: Served, stop: CancellationToken) {
+async fn accept(
+    mut incoming: impl Stream<Item = io::Result<Connection>> + Unpin,
+    served: Served,
+    stop: CancellationToken,
+) {
     while let Some(Some(accepted)) = stop.run_until_cancelled(incoming.next()).await {
         if let Ok(connection) = accepted {
             served.serve(connection);

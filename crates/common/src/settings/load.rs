@@ -55,6 +55,11 @@ impl Problems {
         self.0.push((key.to_owned(), what.into()));
     }
 
+    /// True if nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Notes it unless the condition holds.
     pub fn require(&mut self, holds: bool, key: &str, what: &str) {
         if !holds {
@@ -139,18 +144,16 @@ impl Sources {
         }) {
             builder = builder.set_override(key, to_config(value)).map_err(|e| defect(&e))?;
         }
-        let settings: T = builder
-            .build()
-            .and_then(Config::try_deserialize)
-            .map_err(|e| refuse(vec![plain(&e)]))?;
+        let settings: T = builder.build().and_then(Config::try_deserialize).map_err(|e| refuse(vec![plain(&e)]))?;
         // The highest layer that names a key wins, and is the one that a problem is reported under.
         let origins: BTreeMap<String, Layer> = given.into_iter().map(|(key, _, layer)| (key, layer)).collect();
         let mut problems = Problems::default();
         settings.validate(&mut problems);
         if !problems.0.is_empty() {
-            let lines = problems.0.into_iter().map(|(key, what)| {
-                format!("{}: {key}: {what}", origins.get(&key).unwrap_or(&Layer::Default))
-            });
+            let lines = problems
+                .0
+                .into_iter()
+                .map(|(key, what)| format!("{}: {key}: {what}", origins.get(&key).unwrap_or(&Layer::Default)));
             return Err(refuse(lines.collect()));
         }
         Ok(Loaded { settings, origins })
@@ -491,7 +494,8 @@ mod tests {
                 ("PATH", "/bin"),
             ],
         );
-        given.sources = given.sources.flag("--timeout", "net.timeout", Some("3s")).flag("--none", "name", None::<String>);
+        given.sources =
+            given.sources.flag("--timeout", "net.timeout", Some("3s")).flag("--none", "name", None::<String>);
         let loaded = given.sources.load::<Sample>().expect("loads");
         let net = &loaded.settings.net;
         assert_eq!(loaded.settings.name, "file");

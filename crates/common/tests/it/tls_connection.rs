@@ -132,6 +132,42 @@ async fn capturing_refuses_a_second_key() {
     assert_eq!(captured.spki_sha256(), first);
 }
 
+/// Shows a certificate whose key it does not have.
+#[derive(Debug)]
+struct Borrowed(Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::server::ResolvesServerCert for Borrowed {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_without_its_key_is_not_captured_as_a_connection() {
+    let office = Office::new();
+    let shown = office.ca.issue_server(&[], &office.key, now_ms()).unwrap();
+    let chain = vec![CertificateDer::from_pem_slice(shown.pem().as_bytes()).unwrap()];
+    let own = KeyPair::generate().unwrap();
+    let own = PrivateKeyDer::try_from(own.serialize_der()).unwrap();
+    let own = rustls::crypto::aws_lc_rs::sign::any_supported_type(&own).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Borrowed(Arc::new(rustls::sign::CertifiedKey::new(chain, own)))));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let config = Arc::new(config);
+    for tls in [ClientTls::capture().unwrap().0, ClientTls::office(office.ca.ca_pem()).unwrap()] {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let acceptor = tokio_rustls::TlsAcceptor::from(config.clone());
+        let serving = tokio::spawn(async move { acceptor.accept(server).await.map(|_| ()) });
+        let error = tls.handshake(client).await.unwrap_err();
+        assert!(error.to_string().contains("BadSignature"), "{error}");
+        serving.await.unwrap().unwrap_err();
+    }
+}
+
 #[tokio::test]
 async fn roots_and_device_certificates_are_exchanged_at_run_time() {
     let (old, new) = (Office::new(), Office::new());

@@ -77,7 +77,8 @@ impl ServerIdentity {
             let (identity, now_ms) = (this.clone(), clock.now_ms());
             // Reads and writes files.
             let looked = tokio::task::spawn_blocking(move || identity.certificate(now_ms)).await;
-            match looked.map_err(|e| crate::error::Error::internal("the renewal failed").caused_by(e)).flatten() {
+            let failed = |e| Err(crate::error::Error::internal("the renewal failed").caused_by(e));
+            match looked.unwrap_or_else(failed) {
                 Ok(certificate) => {
                     if let Err(error) = tls.set_certificate(&certificate) {
                         tracing::error!(?error, "the server certificate could not be exchanged");

@@ -30,7 +30,7 @@ use super::retention::Policy;
 use super::tree::{self, Place, versions_of};
 use super::uploads::{self, Owned};
 use super::versions::{self, CHUNKS_PER_MANIFEST, INLINE_CHUNKS};
-use super::{directories, locks};
+use super::{disk, locks};
 use bytes::Bytes;
 use common::chunk::CommitGuard;
 use common::error::{Error, Reason, Result};
@@ -192,9 +192,7 @@ pub async fn commit(
             .why_is(format!("a commit takes up to {MAX_FILES} files and {MAX_CHUNKS} chunks"))
             .with("field", "files"));
     }
-    if app.files.is_disk_full() {
-        return Err(Error::new(Reason::DiskFull, "the server takes no new content at the moment"));
-    }
+    disk::require_space(app)?;
     let upload = uploads::begin(app, caller, upload)?;
     let mut results: Vec<Option<Published>> = Vec::new();
     results.resize_with(files.len(), || None);
@@ -566,12 +564,4 @@ fn published_before(edit: &Edit<'_, '_>, present: &record::Entry, file: &Prepare
         }
     }
     Ok(None)
-}
-
-/// Refuses a caller who may not write there, before content is sent.
-///
-/// # Errors
-/// Those of rights.
-pub fn may_write(app: &App, caller: &Caller, root: &RootName) -> Result<()> {
-    directories::open(&app.store, caller, root, Right::Write).map(drop)
 }

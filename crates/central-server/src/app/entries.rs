@@ -7,7 +7,7 @@ use super::directories::{self, Root};
 use super::edit::{self, ChangeKind, Edit, bytes_of};
 use super::locks::{self, Lock};
 use super::page::{PageToken, fingerprint};
-use super::records::{self, View};
+use super::records;
 use super::tree::{self, Place, entries_of};
 use common::error::{Error, Reason, Result};
 use common::model::{EntryName, EntryPath, NodeId, Right};

@@ -13,7 +13,7 @@ use crate::app::{App, commits, locks, records, trash, versions};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
 use common::status::to_status;
-use convert::invalid;
+use common::wire;
 use prost::Message;
 use proto::v1;
 use proto::v1::file_service_server::FileService;
@@ -158,7 +158,7 @@ impl Files {
         let (size, token) = (request.page_size, &request.page_token);
         let page = versions::manifest(&self.app, &caller, &path, request.version, size, token).await?;
         Ok(v1::GetManifestResponse {
-            chunks: page.chunks.iter().map(convert::encode_chunk).collect(),
+            chunks: wire::chunks_to(&page.chunks),
             next_page_token: page.next_page_token,
             version: page.version,
             manifest_digest: Bytes::copy_from_slice(&page.manifest_digest),
@@ -172,10 +172,7 @@ impl Files {
         request: v1::FindMissingChunksRequest,
     ) -> Result<v1::FindMissingChunksResponse> {
         let upload = convert::upload_id(&request.upload_id)?;
-        if request.chunks.len() > commits::MAX_ASKED {
-            return Err(invalid("chunks", "a question names up to 65,536 chunks"));
-        }
-        let chunks = request.chunks.iter().map(convert::chunk).collect::<Result<_>>()?;
+        let chunks = wire::chunks_from(&request.chunks, commits::MAX_ASKED)?;
         let bases = request.bases.into_iter().map(|p| convert::path(Some(p), "bases")).collect::<Result<_>>()?;
         let missing = commits::find_missing(&self.app, &caller, upload, chunks, bases).await?;
         Ok(v1::FindMissingChunksResponse { missing })

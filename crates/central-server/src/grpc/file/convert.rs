@@ -1,16 +1,19 @@
 //! File messages into what the application takes, and back. Received messages are checked here, once.
 
-use crate::app::commits::{Expected, FileCommit, Published};
+use crate::app::commits::{Expected, FileCommit, MAX_CHUNKS, Published};
 use crate::app::entries::{Entry, FileTime};
 use crate::app::trash::Deleted;
 use crate::app::versions::Version;
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
-use common::model::{ChunkId, ChunkRef, EntryPath, MAX_CHUNK_BYTES, RootName, UploadId};
+use common::model::{EntryPath, RootName, UploadId};
 use common::status::to_item_error;
+use common::wire;
 use prost_types::Timestamp;
 use proto::v1;
 use uuid::Uuid;
+
+pub use common::wire::timestamp_from_ms as timestamp;
 
 /// The refusal of a field.
 pub fn invalid(field: &str, message: impl Into<String>) -> Error {
@@ -22,8 +25,7 @@ pub fn invalid(field: &str, message: impl Into<String>) -> Error {
 /// # Errors
 /// `FIELD_INVALID`, `PATH_INVALID`, `NAME_INVALID`.
 pub fn path(path: Option<v1::Path>, field: &str) -> Result<EntryPath> {
-    let path = path.ok_or_else(|| invalid(field, format!("{field} is not set")))?;
-    EntryPath::new(&path.root, &path.path).map_err(|e| e.with("field", field))
+    wire::path_from(path.as_ref(), field)
 }
 
 /// A root.
@@ -52,24 +54,6 @@ pub fn upload_id(text: &str) -> Result<UploadId> {
         .map_err(|_| Error::new(Reason::UploadInvalid, "the upload id is not a UUID").with("field", "upload_id"))
 }
 
-/// A chunk of a manifest.
-///
-/// # Errors
-/// `FIELD_INVALID`.
-pub fn chunk(chunk: &v1::Chunk) -> Result<ChunkRef> {
-    let id =
-        ChunkId::from_slice(&chunk.digest).ok_or_else(|| invalid("chunks", "a chunk's digest has not 32 bytes"))?;
-    if chunk.length_bytes == 0 || chunk.length_bytes as usize > MAX_CHUNK_BYTES {
-        return Err(invalid("chunks", "a chunk has 1 to 4,194,304 bytes"));
-    }
-    Ok(ChunkRef { id, len: chunk.length_bytes })
-}
-
-/// A chunk of a manifest.
-pub fn encode_chunk(chunk: &ChunkRef) -> v1::Chunk {
-    v1::Chunk { digest: Bytes::copy_from_slice(chunk.id.as_bytes()), length_bytes: chunk.len }
-}
-
 /// A file to publish.
 ///
 /// # Errors
@@ -87,7 +71,7 @@ pub fn file_commit(file: v1::FileCommit) -> Result<FileCommit> {
     };
     Ok(FileCommit {
         path: path(file.path, "path")?,
-        chunks: file.chunks.iter().map(chunk).collect::<Result<_>>()?,
+        chunks: wire::chunks_from(&file.chunks, MAX_CHUNKS)?,
         expected,
         modify_time: file.modify_time.map(|t| FileTime::new(t.seconds, t.nanos)).transpose()?,
         mode: file.mode & 0o777,
@@ -108,23 +92,13 @@ pub fn encode_published(published: Published) -> v1::FileCommitResult {
     }
 }
 
-/// Milliseconds since 1970 as a message.
-pub fn timestamp(ms: u64) -> Timestamp {
-    file_time(FileTime::from_ms(ms))
-}
-
 fn file_time(time: FileTime) -> Timestamp {
     Timestamp { seconds: time.seconds, nanos: time.nanos as i32 }
 }
 
-/// A path as a message.
-pub fn encode_path(path: &EntryPath) -> v1::Path {
-    v1::Path { root: path.root.to_string(), path: path.relative() }
-}
-
 /// An entry with its path.
 pub fn encode_entry(entry: &Entry) -> v1::Entry {
-    v1::Entry { path: Some(encode_path(&entry.path)), ..encode_listed(entry) }
+    v1::Entry { path: Some(wire::path_to(&entry.path)), ..encode_listed(entry) }
 }
 
 /// An entry of a list, without path.

@@ -203,8 +203,12 @@ impl Flusher {
 
     /// False, and poisoned, if the segment may not be on disk. A sealed one is: it was synced by this thread.
     fn sync_segment(&self, segment: &Segment) -> bool {
+        let end = segment.end();
         match segment.writer().map_or(Ok(()), |file| file.sync_data()) {
-            Ok(()) => true,
+            Ok(()) => {
+                segment.synced.store(end, Ordering::SeqCst);
+                true
+            }
             Err(error) => {
                 tracing::error!(segment = segment.id(), %error, "a chunk segment could not be synced; no more writes");
                 self.poison();

@@ -59,6 +59,10 @@ pub struct RecordHeader {
     pub sequence: u64,
     /// For a tombstone: the segment that held the removed record. Otherwise 0.
     pub names: SegmentId,
+    /// For a chunk: up to where this segment was known to be on disk when the record was written. What is bad before
+    /// that place was damaged later; what is bad behind it may just not have been written before a power cut. Not kept
+    /// in index files.
+    pub synced: u32,
     /// Where the record begins in its segment. Not stored, but covered by the checksum.
     pub offset: u32,
 }
@@ -81,7 +85,8 @@ impl RecordHeader {
         out[4] = VERSION;
         out[5] = kind_byte(self.kind);
         out[8..12].copy_from_slice(&self.len.to_le_bytes());
-        out[12..16].copy_from_slice(&self.names.to_le_bytes());
+        let note = if self.kind == RecordKind::Tombstone { self.names } else { self.synced };
+        out[12..16].copy_from_slice(&note.to_le_bytes());
         out[16..48].copy_from_slice(&self.id.0);
         out[48..56].copy_from_slice(&self.sequence.to_le_bytes());
         let sum = record_sum(key, &out[..56], self.offset);
@@ -100,12 +105,14 @@ impl RecordHeader {
             return None;
         }
         let kind = kind_of(b[5])?;
+        let (stone, note) = (kind == RecordKind::Tombstone, le32(&b[12..16]));
         let header = Self {
             kind,
             id: ChunkId::from_slice(&b[16..48])?,
             len: le32(&b[8..12]),
             sequence: le64(&b[48..56]),
-            names: le32(&b[12..16]),
+            names: if stone { note } else { 0 },
+            synced: if stone { 0 } else { note },
             offset,
         };
         header.is_sound().then_some(header)
@@ -214,6 +221,7 @@ impl IndexFile {
                 len: le32(&e[36..40]),
                 sequence: le64(&e[40..48]),
                 names: le32(&e[48..52]),
+                synced: 0,
                 offset: le32(&e[32..36]),
             };
             let from = u64::from(record.offset);
@@ -318,13 +326,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn header(offset: u32) -> RecordHeader {
-        RecordHeader { kind: RecordKind::Chunk, id: ChunkId([7; 32]), len: 100, sequence: 9, names: 0, offset }
+        RecordHeader {
+            kind: RecordKind::Chunk,
+            id: ChunkId([7; 32]),
+            len: 100,
+            sequence: 9,
+            names: 0,
+            synced: 0,
+            offset,
+        }
     }
 
     #[test]
     fn a_record_header_counts_only_where_and_under_the_key_it_was_written() {
-        let bytes = header(64).encode(&[1; 32]);
-        assert_eq!(RecordHeader::decode(&bytes, &[1; 32], 64), Some(header(64)));
+        let written = RecordHeader { synced: 64, ..header(64) };
+        let bytes = written.encode(&[1; 32]);
+        assert_eq!(RecordHeader::decode(&bytes, &[1; 32], 64), Some(written));
         assert_eq!(RecordHeader::decode(&bytes, &[1; 32], 72), None);
         assert_eq!(RecordHeader::decode(&bytes, &[2; 32], 64), None);
         for bit in 0..RECORD_HEADER * 8 {

@@ -153,6 +153,7 @@ impl Lanes {
         let start = segment.end();
         let mut end = start;
         let room = GROUP_RECORDS.min(SEGMENT_RECORDS_MAX - segment.record_count());
+        let synced = segment.synced.load(Ordering::SeqCst) as u32;
         let mut headers = Vec::new();
         for p in pending.iter().take(room) {
             let next = end + stored_len(p.len);
@@ -164,7 +165,7 @@ impl Lanes {
                 RecordKind::Tombstone => p.removes,
             };
             let offset = u32::try_from(end).map_err(|_| Error::internal("a segment is too long"))?;
-            headers.push(RecordHeader { kind: p.kind, id: p.id, len: p.len, sequence, names: p.names, offset });
+            headers.push(RecordHeader { kind: p.kind, id: p.id, len: p.len, sequence, names: p.names, synced, offset });
             end = next;
         }
 

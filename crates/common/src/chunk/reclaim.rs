@@ -159,7 +159,9 @@ impl Core {
         }
         let stone = |c: &Condemned| tombstone(c.id, removes, c.entry.segment);
         let stones: Vec<Pending<'_>> = condemned.iter().map(stone).collect();
-        self.lanes.write(&stones).1?;
+        let (places, result) = self.lanes.write(&stones);
+        stones.iter().zip(places).for_each(|(stone, place)| self.segments.add_stone(place.segment, stone.names));
+        result?;
         self.flusher.sync_blocking()?;
         for c in condemned {
             let mut shard = self.index.shard(&c.id);
@@ -269,6 +271,7 @@ impl Core {
         });
         let pending: Vec<Pending<'_>> = stones.chain(chunks).collect();
         let (places, result) = self.lanes.write(&pending);
+        batch.stones.iter().zip(&places).for_each(|(stone, place)| self.segments.add_stone(place.segment, stone.names));
         result?;
         let copied = places.into_iter().skip(batch.stones.len());
         moves.extend(batch.chunks.iter().map(|(r, _)| *r).zip(copied));

@@ -3,13 +3,13 @@
 //! | found | meaning | done |
 //! | --- | --- | --- |
 //! | segment and whole index file | sealed | index file is loaded, the segment is not read |
-//! | segment without (whole) index file | open when the process ended, or the index file was lost | read from end to end, contents checked, cut off behind the last whole record, synced; goes on as a lane or is sealed |
+//! | segment without (whole) index file | open when the process ended, or the index file was lost | read from end to end, contents checked, cut off behind the last whole record, synced; goes on as a lane, or is sealed if it is half full or not all of it is whole |
 //! | segment without whole header, at most a header long | crash while it was made; holds nothing | removed |
 //! | the same, longer | damaged header | restored from the index file; without one set aside as `.bad`, never deleted |
 //! | index file without segment | crash while the segment was removed | removed |
 //! | `*.tmp` | crash while a file was replaced | removed |
 //!
-//! A segment that was open is synced before anything in it counts: what this process could read from memory may not have
+//! A segment that was open is synced, its name too, before anything in it counts: what this process could read from memory may not have
 //! been on disk, and a commit may rest on it from now on. Pages are dropped first, so that what is checked is what the
 //! disk has, also after a sync that failed.
 //!
@@ -41,8 +41,11 @@ pub struct Recovered {
     pub index: Index,
     /// Known damaged records.
     pub damaged: BTreeSet<DamagedRecord>,
-    /// Segments that were open, cut and synced.
+    /// Segments that were open, cut and synced, and to which more may be written.
     pub open: Vec<Arc<Segment>>,
+    /// Those to which no more may be written: something in them is not whole, and a record behind it would say that it
+    /// had been on disk.
+    pub scarred: Vec<Arc<Segment>>,
     /// Next segment number and next sequence number.
     pub next: (SegmentId, u64),
 }
@@ -57,6 +60,7 @@ pub fn recover(disk: &Arc<dyn Disk>, handles_max: usize, repair: bool) -> Result
             index: Index::default(),
             damaged: BTreeSet::new(),
             open: Vec::new(),
+            scarred: Vec::new(),
             next: (1, 1),
         },
         stones: HashMap::new(),
@@ -64,6 +68,8 @@ pub fn recover(disk: &Arc<dyn Disk>, handles_max: usize, repair: bool) -> Result
     let names = disk.list()?;
     if repair {
         r.remove_leftovers(&names)?;
+        // The names themselves may not be on disk yet either.
+        disk.sync_names()?;
     }
     let mut ids: Vec<SegmentId> = names.iter().filter_map(|n| parse_name(n, ".seg")).collect();
     ids.sort_unstable();
@@ -98,7 +104,6 @@ struct Recovery {
 
 impl Recovery {
     fn remove_leftovers(&self, names: &[String]) -> io::Result<()> {
-        let mut removed = false;
         for name in names {
             let orphan = parse_name(name, ".idx").is_some_and(|id| !names.contains(&segment_name(id)));
             if orphan {
@@ -106,10 +111,9 @@ impl Recovery {
             }
             if orphan || name.ends_with(".tmp") {
                 self.disk.remove(name)?;
-                removed = true;
             }
         }
-        if removed { self.disk.sync_names() } else { Ok(()) }
+        Ok(())
     }
 
     fn load(&mut self, id: SegmentId) -> Result<Option<Arc<Segment>>> {
@@ -170,8 +174,15 @@ impl Recovery {
         }
         file.forget_pages();
         let found = scan(file.as_ref(), &header, u64::MAX, true)?;
-        if found.gaps > 0 {
-            tracing::warn!(segment = id, bytes = found.gaps, "a chunk segment has bytes that belong to no record");
+        let scarred = found.gaps > 0 || found.torn > 0 || !found.damaged.is_empty();
+        if scarred {
+            let (bytes, records) = (found.gaps, found.torn);
+            tracing::warn!(
+                segment = id,
+                bytes,
+                records,
+                "a chunk segment has bytes that do not belong to whole records"
+            );
         }
         for (chunk, offset) in found.damaged {
             tracing::error!(segment = id, %chunk, "a stored chunk does not match its digest");
@@ -186,7 +197,8 @@ impl Recovery {
         }
         let segment = Arc::new(Segment::open(header, end, found.records, file));
         if self.repair {
-            self.found.open.push(segment.clone());
+            let list = if scarred { &mut self.found.scarred } else { &mut self.found.open };
+            list.push(segment.clone());
         }
         Ok(segment)
     }
@@ -227,6 +239,9 @@ impl Recovery {
     fn index(&mut self, segment: &Segment) -> Result<()> {
         let id = segment.id();
         for record in self.found.segments.records(segment)? {
+            if record.kind == RecordKind::Tombstone {
+                self.found.segments.add_stone(id, record.names);
+            }
             let removed = self.stones.get(&record.id).is_some_and(|s| record.sequence <= *s);
             if record.kind != RecordKind::Chunk || removed {
                 continue;

@@ -40,8 +40,10 @@ pub struct Segment {
     pub header: SegmentHeader,
     /// End of the last record.
     pub end: AtomicU64,
-    /// Bytes of records that the index points to.
+    /// Bytes of records that the index points to, and of tombstones that are needed.
     pub live: AtomicU64,
+    /// Up to where it is known to be on disk.
+    pub synced: AtomicU64,
     /// Written to since it was last synced.
     pub dirty: AtomicBool,
     /// `None` once it is sealed.
@@ -71,6 +73,7 @@ impl Segment {
             header,
             end: AtomicU64::new(end),
             live: AtomicU64::new(0),
+            synced: AtomicU64::new(end),
             dirty: AtomicBool::new(false),
             open: Mutex::new(open),
         }
@@ -130,6 +133,8 @@ impl Segment {
 pub struct Segments {
     disk: Arc<dyn Disk>,
     map: RwLock<BTreeMap<SegmentId, Arc<Segment>>>,
+    /// Number of tombstones, by the segment that they name and the one that holds them.
+    stones: Mutex<BTreeMap<(SegmentId, SegmentId), u64>>,
     handles: Mutex<Handles>,
     handles_max: usize,
 }
@@ -143,7 +148,7 @@ struct Handles {
 impl Segments {
     /// None yet. At most `handles_max` files are kept open; the one unused for longest is closed first.
     pub fn new(disk: Arc<dyn Disk>, handles_max: usize) -> Self {
-        Self { disk, map: RwLock::default(), handles: Mutex::default(), handles_max }
+        Self { disk, map: RwLock::default(), stones: Mutex::default(), handles: Mutex::default(), handles_max }
     }
 
     /// Adds one.
@@ -151,10 +156,25 @@ impl Segments {
         self.map.write().insert(segment.id(), segment);
     }
 
-    /// Forgets one and closes its file.
+    /// Forgets one and closes its file. Tombstones that name it are dead from now on.
     pub fn forget(&self, id: SegmentId) {
         self.map.write().remove(&id);
         self.handles.lock().files.remove(&id);
+        let mut stones = self.stones.lock();
+        stones.retain(|(named, holder), count| {
+            if *named == id {
+                self.account(*holder, 0, *count * RECORD_HEADER as u64);
+            }
+            *named != id && *holder != id
+        });
+    }
+
+    /// Counts a tombstone among the living bytes of its segment as long as the segment that it names exists.
+    pub fn add_stone(&self, holder: SegmentId, named: SegmentId) {
+        if self.get(named).is_some() {
+            *self.stones.lock().entry((named, holder)).or_default() += 1;
+            self.account(holder, RECORD_HEADER as u64, 0);
+        }
     }
 
     /// One of them.
@@ -245,15 +265,18 @@ pub struct Scan {
     pub damaged: Vec<(ChunkId, u32)>,
     /// End of the last whole record: behind it no record begins.
     pub end: u64,
-    /// Bytes before `end` that belong to no record.
+    /// Bytes before `end` that do not belong to whole records.
     pub gaps: u64,
+    /// Records without their content that nobody had been promised.
+    pub torn: u64,
 }
 
 /// Reads a segment from its header to `limit`.
 ///
 /// A header that does not fit is no end: the search goes on behind it, at each multiple of 8, because a flipped bit or a
 /// page that a power cut lost must not hide the acknowledged records that follow. A record with a sound header and wrong
-/// content is damaged if a whole record follows, and torn (not counted, so cut off by recovery) if none does.
+/// content is damaged if a later one says that it had been on disk; otherwise it was never promised to anybody and does
+/// not count.
 pub fn scan(file: &dyn DiskFile, header: &SegmentHeader, limit: u64, contents: bool) -> io::Result<Scan> {
     let limit = limit.min(file.len()?).min(u64::from(u32::MAX));
     let mut window = Window { file, limit, start: 0, bytes: Vec::new() };
@@ -277,17 +300,21 @@ pub fn scan(file: &dyn DiskFile, header: &SegmentHeader, limit: u64, contents: b
             doubtful.push(record);
             continue;
         }
-        for bad in doubtful.drain(..) {
-            found.damaged.push((bad.id, bad.offset));
-            found.gaps += u64::from(bad.offset) - found.end;
-            found.end = u64::from(bad.offset) + bad.stored_len();
-            found.records.push(bad);
-        }
+        doubtful.retain(|bad| {
+            let promised = u64::from(bad.offset) + bad.stored_len() <= u64::from(record.synced);
+            if promised {
+                found.damaged.push((bad.id, bad.offset));
+                found.records.push(*bad);
+            }
+            !promised
+        });
         found.gaps += u64::from(record.offset) - found.end;
         // The padding of the last record may be missing; it carries nothing.
         found.end = at.min(limit);
         found.records.push(record);
     }
+    found.torn = doubtful.len() as u64;
+    found.records.sort_unstable_by_key(|r| r.offset);
     Ok(found)
 }
 

@@ -259,14 +259,15 @@ impl ChunkStore {
         };
         let found: Recovered = recover(&disk, settings.handles_max, true)?;
         let flusher = Arc::new(Flusher::new(disk.clone()));
+        // Segments that are half full are not worth being read through again at the next start.
         let (with_room, full): (Vec<_>, Vec<_>) =
-            found.open.into_iter().partition(|s: &Arc<Segment>| s.end() < settings.segment_bytes);
+            found.open.into_iter().partition(|s: &Arc<Segment>| s.end() < settings.segment_bytes / 2);
         let (lanes, rest) = with_room.split_at(with_room.len().min(settings.lanes));
         let thread = {
             let flusher = flusher.clone();
             std::thread::Builder::new().name("chunk-flush".into()).spawn(move || flusher.run())?
         };
-        full.iter().chain(rest).for_each(|s| flusher.seal(s.clone()));
+        full.iter().chain(rest).chain(&found.scarred).for_each(|s| flusher.seal(s.clone()));
         let lanes = Lanes::new(
             disk.clone(),
             found.segments.clone(),

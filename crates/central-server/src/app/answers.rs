@@ -71,8 +71,7 @@ pub fn lookup(view: &impl View, key: &RequestKey, now_ms: u64) -> Result<Option<
 pub fn remember(txn: &mut Txn<'_>, key: &RequestKey, response: Bytes, now_ms: u64) -> Result<()> {
     let expire_ms = now_ms.saturating_add(LIFETIME.as_millis() as u64);
     let at = answer_key(&key.key);
-    let answer =
-        record::Answer { response, expire_ms, request_digest: Bytes::copy_from_slice(&key.request_digest) };
+    let answer = record::Answer { response, expire_ms, request_digest: Bytes::copy_from_slice(&key.request_digest) };
     records::save(txn, &at, &answer)?;
     expiry::at(txn, expire_ms, &at)
 }

@@ -270,7 +270,9 @@ pub fn verify(store: &Store) -> Result<Verified> {
         let ended = batch.len() < BATCH;
         for (key, value) in batch {
             let expected = count + 1;
-            let Ok(line) = records::decode::<stored::Audit>(value.clone()) else { return bad(count, expected, previous) };
+            let Ok(line) = records::decode::<stored::Audit>(value.clone()) else {
+                return bad(count, expected, previous);
+            };
             let hash = chain(&previous, &line);
             // The bytes are compared too: there are several ways to write one record, and only ours is right.
             let written = line.encode_to_vec() == value && line.sequence == expected && line.hash[..] == hash[..];

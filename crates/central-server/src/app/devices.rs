@@ -166,7 +166,9 @@ pub async fn list(app: &App, caller: &Caller, page_size: u32, page_token: &str) 
 fn find(view: &impl View, id: &str) -> Result<record::Device> {
     let bad = |message: &str| Error::new(Reason::FieldInvalid, message).with("field", "id");
     if !(MIN_PREFIX..=64).contains(&id.len()) || !id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-        return Err(bad("a device id has 64 lower-case hex digits; the first 8 or more are enough if no other begins so"));
+        return Err(bad(
+            "a device id has 64 lower-case hex digits; the first 8 or more are enough if no other begins so",
+        ));
     }
     let mut found = records::under(view, &device_key(id), 2)?;
     match (found.len(), found.pop()) {
@@ -216,8 +218,10 @@ pub async fn renew(app: &App, caller: &Caller, certificate_request: &[u8]) -> Re
     let request = DeviceRequest::check(certificate_request)?;
     let id = device.to_string();
     if request.device_id() != device {
-        let error =
-            Error::new(Reason::CertificateRequestInvalid, "the certificate request is for another key than the device's");
+        let error = Error::new(
+            Reason::CertificateRequestInvalid,
+            "the certificate request is for another key than the device's",
+        );
         identity::refuse(app, caller, "device.renew", &subject(&id), &error).await;
         return Err(error);
     }

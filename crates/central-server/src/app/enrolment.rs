@@ -105,7 +105,9 @@ pub async fn invite(app: &App, caller: &Caller, lifetime: Duration, purpose: &st
     require_admin(app, caller, "invite.create", "").await?;
     check_text(purpose, "purpose")?;
     if lifetime > MAX_LIFETIME {
-        return Err(Error::new(Reason::FieldInvalid, "an invite lives for a day at most").with("field", "lifetime_seconds"));
+        return Err(
+            Error::new(Reason::FieldInvalid, "an invite lives for a day at most").with("field", "lifetime_seconds")
+        );
     }
     let lifetime = if lifetime.is_zero() { app.settings.devices.invite_lifetime.get() } else { lifetime };
     let (actor, purpose, now_ms) = (caller.actor(), purpose.to_owned(), app.clock.now_ms());
@@ -248,8 +250,9 @@ pub async fn finish(
             let mut device = fresh.clone();
             if let Some(before) = records::load::<record::Device>(txn, &key)? {
                 if before.revoked {
-                    return Err(Error::new(Reason::DeviceRevoked, "the office has cut this key off")
-                        .fix_is("remove the state of this machine's agent, so that it makes a new key, and join again"));
+                    return Err(Error::new(Reason::DeviceRevoked, "the office has cut this key off").fix_is(
+                        "remove the state of this machine's agent, so that it makes a new key, and join again",
+                    ));
                 }
                 (device.create_ms, device.last_seen_ms, device.address) =
                     (before.create_ms, before.last_seen_ms, before.address);

@@ -29,7 +29,7 @@ pub fn at(txn: &mut Txn<'_>, expire_ms: u64, key: &[u8]) -> Result<()> {
 /// # Errors
 /// Those of the store.
 pub fn forget(txn: &mut Txn<'_>, expire_ms: u64, key: &[u8]) -> Result<()> {
-    txn.delete(&expiry_key(expire_ms, key))
+    txn.delete(expiry_key(expire_ms, key))
 }
 
 /// Removes what has ended. Gives back how many records went.
@@ -82,4 +82,3 @@ fn drop_key(txn: &mut Txn<'_>, key: &[u8]) -> Result<bool> {
     txn.delete(key)?;
     Ok(true)
 }
-

@@ -1,12 +1,12 @@
 //! `atrium.v1.AccountService`.
 
 use super::session::caller;
+use crate::app::App;
 use crate::app::accounts::{self, NewUser, User, UserChange};
 use crate::app::answers::{Once, RequestKey};
 use crate::app::caller::Caller;
 use crate::app::groups::{self, Group, NewGroup};
 use crate::app::sessions::Password;
-use crate::app::App;
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
 use common::model::Role;
@@ -63,7 +63,8 @@ pub(super) fn repeated<M: Message + Default>(bytes: Bytes) -> Result<M> {
 
 fn role(number: i32, default: Option<Role>) -> Result<Role> {
     let bad = || {
-        Error::new(Reason::FieldInvalid, "the role is none of guest, member, auditor and admin").with("field", "user.role")
+        Error::new(Reason::FieldInvalid, "the role is none of guest, member, auditor and admin")
+            .with("field", "user.role")
     };
     match (number, default) {
         (0, Some(default)) => Ok(default),
@@ -114,9 +115,12 @@ impl Accounts {
                 "password" => change.password = Some(password.clone()),
                 _ => {
                     let why = "of a user, display_name, role, quota_bytes, disabled and password can be changed";
-                    return Err(Error::new(Reason::FieldInvalid, "the update mask names a field that cannot be changed")
-                        .why_is(why)
-                        .with("field", "update_mask"));
+                    return Err(Error::new(
+                        Reason::FieldInvalid,
+                        "the update mask names a field that cannot be changed",
+                    )
+                    .why_is(why)
+                    .with("field", "update_mask"));
                 }
             }
         }

@@ -54,6 +54,9 @@ impl Refusals {
         if own && state.together.take((), now_ms).is_ok() {
             return true;
         }
+        if state.left_out.is_empty() && state.left_out_others == 0 {
+            state.summary_at_ms = now_ms.saturating_add(SUMMARY_EVERY_MS);
+        }
         if state.left_out.len() < MAX_COUNTED || state.left_out.contains_key(source) {
             *state.left_out.entry(source.to_owned()).or_default() += 1;
         } else {
@@ -62,17 +65,16 @@ impl Refusals {
         false
     }
 
-    /// The summary, if something was left out and the last one is a minute old.
+    /// The summary, if something was left out a minute ago.
     fn summary(&self, now_ms: u64) -> Option<Note> {
         let mut state = self.0.lock();
         // A clock that was set back must not hold the summary back.
         if state.summary_at_ms > now_ms.saturating_add(SUMMARY_EVERY_MS) {
-            state.summary_at_ms = now_ms;
+            state.summary_at_ms = now_ms.saturating_add(SUMMARY_EVERY_MS);
         }
         if (state.left_out.is_empty() && state.left_out_others == 0) || now_ms < state.summary_at_ms {
             return None;
         }
-        state.summary_at_ms = now_ms.saturating_add(SUMMARY_EVERY_MS);
         let others = std::mem::take(&mut state.left_out_others);
         let mut counts: Vec<(String, u64)> = std::mem::take(&mut state.left_out).into_iter().collect();
         drop(state);
@@ -126,13 +128,17 @@ mod tests {
         let refusals = Refusals::default();
         let written = (0..1000).filter(|_| refusals.admit("192.0.2.1", 1_000)).count();
         assert_eq!(written, 20);
-        let summary = refusals.summary(1_000).unwrap();
+        assert!(refusals.summary(60_999).is_none());
+        let summary = refusals.summary(61_000).unwrap();
         assert_eq!(summary.subject, "980 more refusals");
         assert!(summary.detail.ends_with("192.0.2.1 980"), "{}", summary.detail);
-        assert!(refusals.summary(1_000).is_none(), "nothing is left out twice");
-        assert!(!refusals.admit("192.0.2.1", 1_000));
-        assert!(refusals.summary(60_999).is_none());
-        assert!(refusals.summary(61_000).is_some());
+        assert!(refusals.summary(200_000).is_none(), "nothing is summed up twice");
+        assert!(!(0..7).all(|_| refusals.admit("192.0.2.1", 61_000)), "six have come free");
+        assert!(refusals.summary(120_999).is_none());
+        assert_eq!(refusals.summary(121_000).unwrap().subject, "1 more refusals");
+        assert!(!(0..20).all(|_| refusals.admit("192.0.2.1", 121_000)));
+        assert!(refusals.summary(0).is_none());
+        assert!(refusals.summary(60_000).is_some(), "a clock that was set back holds it back for a minute at most");
     }
 
     #[test]

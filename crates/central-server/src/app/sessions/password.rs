@@ -86,8 +86,10 @@ impl Default for HashSettings {
 
 impl HashSettings {
     fn params(&self) -> Result<Params> {
-        Params::new(self.memory_kib, self.passes, self.lanes, None)
-            .map_err(|e| Error::new(Reason::SettingsInvalid, "the costs of a password hash are out of range").caused_by(e.to_string()))
+        Params::new(self.memory_kib, self.passes, self.lanes, None).map_err(|e| {
+            Error::new(Reason::SettingsInvalid, "the costs of a password hash are out of range")
+                .caused_by(e.to_string())
+        })
     }
 }
 
@@ -148,7 +150,11 @@ impl Hasher {
             let stored = stored.as_deref().unwrap_or(&nobody);
             let parsed = PasswordHash::new(stored).map_err(corrupt)?;
             let of_stored = Params::try_from(&parsed).map_err(corrupt)?;
-            let fits = hasher(of_stored.clone()).verify_password(password.0.as_bytes(), &parsed).is_ok();
+            let fits = match hasher(of_stored.clone()).verify_password(password.0.as_bytes(), &parsed) {
+                Ok(()) => true,
+                Err(argon2::password_hash::Error::Password) => false,
+                Err(error) => return Err(corrupt(error)),
+            };
             let right = fits && known;
             let cheaper = of_stored.m_cost() < params.m_cost() || of_stored.t_cost() < params.t_cost();
             let stronger = if right && cheaper { Some(compute(&params, password.0.as_bytes())?) } else { None };
@@ -159,7 +165,8 @@ impl Hasher {
 
     async fn in_turn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let _place = Place::take(&self.inside, self.most_inside)?;
-        let turn = self.turns.clone().acquire_owned().await.map_err(|e| Error::internal("no more hashes").caused_by(e))?;
+        let turn =
+            self.turns.clone().acquire_owned().await.map_err(|e| Error::internal("no more hashes").caused_by(e))?;
         // The turn ends with the work, not with the caller: a caller who goes away must not let one more in.
         let work = move || {
             let value = work();

@@ -1,0 +1,174 @@
+//! What each verb does. One file per group of verbs; each function reads its arguments, talks to the server or the
+//! agent, and tells what it did.
+
+mod admin;
+mod browse;
+mod doctor;
+mod identity;
+mod local;
+mod locks;
+pub(crate) mod places;
+mod queue;
+mod share;
+mod status;
+mod sync;
+mod transfer;
+mod trash;
+mod tree;
+mod versions;
+mod watch;
+
+use crate::args::{Command, Global};
+use crate::connect::{self, Agent, Office};
+use crate::exit::Exit;
+use crate::output::Output;
+use common::error::Result;
+use common::status::from_status;
+use std::future::Future;
+
+/// What a command works with.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Options of every command.
+    pub global: Global,
+    /// Where it writes.
+    pub out: Output,
+}
+
+impl Context {
+    /// Connects to the server.
+    ///
+    /// # Errors
+    /// `AGENT_UNREACHABLE`, `NOT_JOINED`, `SERVER_UNREACHABLE`, `TLS_FAILED`.
+    pub async fn office(&self) -> Result<Office> {
+        connect::office(&self.global).await
+    }
+
+    /// Connects to the server for an administrator: the server's own socket will do if there is no agent.
+    ///
+    /// # Errors
+    /// As [`Context::office`].
+    pub async fn admin_office(&self) -> Result<Office> {
+        connect::admin_office(&self.global).await
+    }
+
+    /// Connects to this machine's agent.
+    ///
+    /// # Errors
+    /// `AGENT_UNREACHABLE`.
+    pub async fn agent(&self) -> Result<Agent> {
+        connect::agent(&self.global).await
+    }
+}
+
+/// Carries out a command.
+///
+/// # Errors
+/// Whatever it ran into, with why and fix.
+pub async fn run(context: &Context, command: Command) -> Result<Exit> {
+    let c = context;
+    match command {
+        Command::Join(args) => identity::join(c, args).await,
+        Command::Login(args) => identity::login(c, args).await,
+        Command::Logout(_) => identity::logout(c).await,
+        Command::Whoami(_) => identity::whoami(c).await,
+        Command::Password(args) => identity::password(c, args).await,
+        Command::Sessions(args) => identity::sessions(c, args).await,
+        Command::Status(_) => status::status(c).await,
+        Command::Doctor(args) => doctor::doctor(c, args).await,
+        Command::Ls(args) => browse::ls(c, args).await,
+        Command::Put(args) => transfer::put(c, args).await,
+        Command::Get(args) => transfer::get(c, args).await,
+        Command::Cat(args) => transfer::cat(c, args).await,
+        Command::Mkdir(args) => tree::mkdir(c, args).await,
+        Command::Mv(args) => tree::mv(c, args).await,
+        Command::Cp(args) => tree::cp(c, args).await,
+        Command::Rm(args) => tree::rm(c, args).await,
+        Command::Restore(args) => trash::restore(c, args).await,
+        Command::Versions(args) => versions::versions(c, args).await,
+        Command::Lock(args) => locks::lock(c, args).await,
+        Command::Unlock(args) => locks::unlock(c, args).await,
+        Command::Share(args) => share::share(c, args).await,
+        Command::Why(args) => share::why(c, args).await,
+        Command::Sync(args) => sync::sync(c, args).await,
+        Command::Conflicts(args) => sync::conflicts(c, args),
+        Command::Watch(args) => watch::watch(c, args).await,
+        Command::Queue(args) => queue::queue(c, args).await,
+        Command::Cache(args) => queue::cache(c, args).await,
+        Command::Admin(args) => admin::admin(c, args).await,
+        Command::Completions(args) => local::completions(c, args),
+        Command::Generate(args) => local::generate(c, args),
+    }
+}
+
+/// Awaits a call; its answer, or its error in words.
+pub(crate) async fn call<T>(future: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T> {
+    match future.await {
+        Ok(response) => Ok(response.into_inner()),
+        Err(status) => Err(from_status(&status)),
+    }
+}
+
+/// A fresh id under which the server recognizes a repeated request.
+pub(crate) fn request_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+/// Tells an error about one item of several and goes on; the command ends with "partly" if another item went well.
+#[derive(Debug, Default)]
+pub(crate) struct Several {
+    done: u64,
+    failed: Option<common::error::Error>,
+}
+
+impl Several {
+    /// Notes how one item went.
+    pub(crate) fn note(&mut self, out: &Output, result: Result<()>) -> Result<()> {
+        match result {
+            Ok(()) => self.done += 1,
+            Err(error) if crate::output::is_reader_gone(&error) => return Err(error),
+            Err(error) => {
+                // The first error is the one that the command ends with; main shows it.
+                if let Some(first) = self.failed.replace(error) {
+                    out.error(&first);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the command.
+    pub(crate) fn end(self, out: &Output) -> Result<Exit> {
+        match self.failed {
+            None => Ok(Exit::Ok),
+            Some(error) if self.done == 0 => Err(error),
+            Some(error) => {
+                out.error(&error);
+                Ok(Exit::Partly)
+            }
+        }
+    }
+}
+
+/// Names for completion: of a directory, or of all public directories.
+///
+/// # Errors
+/// As [`Context::office`] and whatever listing ends with.
+pub async fn list_for_completion(
+    global: Global,
+    path: Option<common::model::EntryPath>,
+    limit: usize,
+) -> Result<Vec<String>> {
+    let office = connect::office(&global).await?;
+    let Some(path) = path else {
+        let request = proto::v1::ListDirectoriesRequest { page_size: 1000, page_token: String::new() };
+        let answer = call(office.directories().list_directories(request)).await?;
+        let names = answer.directories.iter().filter_map(|d| d.name.strip_prefix("public/"));
+        return Ok(names.take(limit).map(|n| format!("{n}/")).collect());
+    };
+    let page = places::page(&office, &path, String::new()).await?;
+    let name = |e: &proto::v1::Entry| {
+        if places::is_directory(e) { format!("{}/", e.display_name) } else { e.display_name.clone() }
+    };
+    Ok(page.entries.iter().take(limit).map(name).collect())
+}

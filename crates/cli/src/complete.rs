@@ -1,0 +1,83 @@
+//! Completion of places on the server, while the user types (clap_complete's environment engine).
+
+use crate::args::Cli;
+use crate::commands::list_for_completion;
+use clap::Parser;
+use clap_complete::engine::CompletionCandidate;
+use common::model::EntryPath;
+use std::ffi::OsStr;
+use std::time::Duration;
+
+/// A shell that waits longer than this feels stuck.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// Longer lists help nobody.
+const CANDIDATES_MAX: usize = 500;
+
+/// What may follow `current`: "home:" and "public:", then what the server has. Errors complete to nothing.
+pub fn remote_paths(current: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(current) = current.to_str() else { return Vec::new() };
+    let names = match split(current) {
+        Some((directory, prefix)) => {
+            let names = ask(&directory).unwrap_or_default();
+            names.into_iter().filter(|n| n.starts_with(&prefix)).map(|n| format!("{directory}{n}")).collect()
+        }
+        None => begin_of_place(current),
+    };
+    names.into_iter().take(CANDIDATES_MAX).map(CompletionCandidate::new).collect()
+}
+
+/// "home:" and "public:" as far as they fit.
+fn begin_of_place(current: &str) -> Vec<String> {
+    ["home:", "public:"].iter().filter(|p| p.starts_with(current)).map(|p| (*p).to_owned()).collect()
+}
+
+/// The directory that is listed, as it was typed up to its last ':' or '/', and the beginning of a name in it.
+fn split(current: &str) -> Option<(String, String)> {
+    let (scheme, rest) = current.split_once(':')?;
+    let at = rest.rfind('/').map_or(0, |i| i + 1) + scheme.len() + 1;
+    Some((current[..at].to_owned(), current[at..].to_owned()))
+}
+
+/// Names in a directory of the server; directories end with '/'. Completion runs before the options are parsed, so the
+/// way to the server comes from the environment only.
+fn ask(directory: &str) -> Option<Vec<String>> {
+    let global = Cli::try_parse_from(["atrium", "whoami"]).ok()?.global;
+    let path = match directory {
+        "public:" | "public:/" => None,
+        other => Some(EntryPath::parse(other).ok()?),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let names = runtime.block_on(async {
+        tokio::time::timeout(PATIENCE, list_for_completion(global, path, CANDIDATES_MAX)).await.ok()?.ok()
+    });
+    runtime.shutdown_background();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_a_place_completes_without_a_server() {
+        let values = |text: &str| -> Vec<String> {
+            let found = remote_paths(OsStr::new(text));
+            found.iter().map(|c| c.get_value().to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(values(""), ["home:", "public:"]);
+        assert_eq!(values("ho"), ["home:"]);
+        assert_eq!(values("pub"), ["public:"]);
+        assert!(values("x").is_empty());
+    }
+
+    #[test]
+    fn what_was_typed_is_divided_into_directory_and_beginning() {
+        let split = |t: &str| split(t).map(|(a, b)| (a.to_owned(), b.to_owned()));
+        let of = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
+        assert_eq!(split("home:no"), of("home:", "no"));
+        assert_eq!(split("home:notes/a"), of("home:notes/", "a"));
+        assert_eq!(split("public:plans/2026/x"), of("public:plans/2026/", "x"));
+        assert_eq!(split("public:"), of("public:", ""));
+        assert_eq!(split("home"), None);
+    }
+}

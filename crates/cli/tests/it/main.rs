@@ -1,0 +1,7 @@
+//! The command line from outside: what it accepts, what it prints, what it promises.
+
+mod agent;
+mod contract;
+mod parser;
+mod process;
+mod reference;

@@ -149,12 +149,11 @@ impl Hasher {
             let known = stored.is_some();
             let stored = stored.as_deref().unwrap_or(&nobody);
             let parsed = PasswordHash::new(stored).map_err(corrupt)?;
+            if parsed.salt.is_none() || parsed.hash.is_none() {
+                return Err(corrupt(argon2::password_hash::Error::PhcStringField));
+            }
             let of_stored = Params::try_from(&parsed).map_err(corrupt)?;
-            let fits = match hasher(of_stored.clone()).verify_password(password.0.as_bytes(), &parsed) {
-                Ok(()) => true,
-                Err(argon2::password_hash::Error::Password) => false,
-                Err(error) => return Err(corrupt(error)),
-            };
+            let fits = hasher(of_stored.clone()).verify_password(password.0.as_bytes(), &parsed).is_ok();
             let right = fits && known;
             let cheaper = of_stored.m_cost() < params.m_cost() || of_stored.t_cost() < params.t_cost();
             let stronger = if right && cheaper { Some(compute(&params, password.0.as_bytes())?) } else { None };

@@ -38,7 +38,7 @@ struct OfTask {
 /// What is asked for when the numbers are read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readings {
-    /// Open connections over TLS.
+    /// Open connections, those on the administration socket included.
     pub connections: u64,
     /// Last durable revision of the store.
     pub revision: u64,
@@ -118,7 +118,7 @@ impl Default for Metrics {
         r.register("panics", "Defects that ended a call", metrics.panics.clone());
         r.register("task_runs", "Passes of background tasks", metrics.task_runs.clone());
         r.register("task_failures", "Failed passes of background tasks", metrics.task_failures.clone());
-        r.register("connections", "Open connections over TLS", metrics.connections.clone());
+        r.register("connections", "Open connections", metrics.connections.clone());
         r.register("store_revision", "Last durable revision", metrics.revision.clone());
         r.register_with_unit("chunk_stored", "Size of segment files", Unit::Bytes, metrics.stored_bytes.clone());
         r.register("chunks", "Chunks in the index", metrics.chunks.clone());

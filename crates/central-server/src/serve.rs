@@ -28,7 +28,7 @@ use common::store::{Store, StoreSettings};
 use common::tls::{AcceptLimits, AcceptStats, Acceptor, UnixAcceptor};
 use connection::{Listening, Served};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
@@ -351,9 +351,4 @@ fn listen_at(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// Runs blocking work of a start.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::internal("the start ran into a defect").caused_by(e))?
-}
-
-/// True if another process serves this data directory; for commands that need it for themselves.
-pub fn is_served(data_directory: &Path) -> bool {
-    matches!(DataDirectory::take(data_directory), Err(error) if error.is(Reason::StoreBusy))
 }

@@ -21,5 +21,8 @@ pub const OTHER_VARIABLES: &[(&str, &str)] = &[
     ("ATRIUM_LOG", "log filter for one run, as in tracing's EnvFilter; wins over the setting log.level"),
     ("ATRIUM_CONFIG", "path of the settings file, where --config is not given"),
     ("ATRIUM_AGENT_SOCKET", "path of the agent's local socket, for the command line"),
-    ("ATRIUM_SERVER_SOCKET", "path of the central server's administration socket, for the command line"),
+    ("ATRIUM_SERVER", "server to talk to without an agent, for the command line"),
+    ("ATRIUM_CA", "file with the office's certificate authority, for the command line"),
+    ("ATRIUM_TOKEN_FILE", "file with a session token, for the command line"),
+    ("ATRIUM_CRASH_ROUNDS", "number of rounds, for the crash tests; the programs that they start inherit it"),
 ];

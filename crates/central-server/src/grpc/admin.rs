@@ -5,13 +5,14 @@ use super::account::timestamp;
 use crate::app::caller::Caller;
 use crate::app::{App, admin, audit, backup, disk, reclaim};
 use crate::serve::Shared;
-use common::error::{Error, Result};
+use common::error::{Error, Reason, Result};
 use common::status::to_status;
 use proto::v1;
 use proto::v1::admin_service_server::AdminService;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use tokio::sync::mpsc;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -24,6 +25,10 @@ const DAMAGED_LISTED: usize = 1_000;
 #[derive(Clone)]
 pub struct Admin {
     shared: Shared,
+    /// One backup at a time: two would write the same files.
+    backup: Arc<Semaphore>,
+    /// One scrub at a time: two would only halve each other's rate.
+    scrub: Arc<Semaphore>,
 }
 
 type Progress<T> = mpsc::Sender<Result<T, Status>>;
@@ -31,7 +36,8 @@ type Progress<T> = mpsc::Sender<Result<T, Status>>;
 impl Admin {
     /// The service of this server.
     pub fn new(shared: Shared) -> Self {
-        Self { shared }
+        let one = || Arc::new(Semaphore::new(1));
+        Self { shared, backup: one(), scrub: one() }
     }
 
     fn app(&self) -> App {
@@ -57,8 +63,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::internal("upkeep ran into a defect").caused_by(e))?
 }
 
+fn turn(of: &Arc<Semaphore>, busy: &str) -> Result<OwnedSemaphorePermit> {
+    of.clone().try_acquire_owned().map_err(|_| Error::new(Reason::Overloaded, busy))
+}
+
 fn gone() -> Error {
-    Error::new(common::error::Reason::Cancelled, "the caller has gone away")
+    Error::new(Reason::Cancelled, "the caller has gone away")
 }
 
 fn caller<T>(request: &Request<T>) -> Caller {
@@ -146,6 +156,7 @@ impl AdminService for Admin {
     async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let (actor, app) = (caller(&request).actor(), self.app());
         let directory = PathBuf::from(request.into_inner().directory);
+        let turn = turn(&self.backup, "a backup is being written already")?;
         let note = audit::Note {
             actor,
             action: "backup",
@@ -155,6 +166,7 @@ impl AdminService for Admin {
         };
         audit::append(&app, note).await?;
         Ok(Self::streamed(move |sender| {
+            let _turn = turn;
             let mut told = 0;
             let (manifest, last) = backup::write(&app, &directory, &mut |progress| {
                 // Every 16 MiB; the copying does not stop for a caller who went away, so that the backup is whole.
@@ -184,7 +196,9 @@ impl AdminService for Admin {
     async fn scrub(&self, request: Request<v1::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let app = self.app();
         let rate = request.into_inner().rate_bytes_per_second;
+        let turn = turn(&self.scrub, "the content is being checked already")?;
         Ok(Self::streamed(move |sender| {
+            let _turn = turn;
             let message = |progress: &common::chunk::ScrubProgress| v1::ScrubResponse {
                 chunk_count: progress.chunk_count,
                 read_bytes: progress.read_bytes,

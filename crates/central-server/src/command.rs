@@ -207,7 +207,8 @@ pub fn export(settings: &Settings, file: &Path) -> Result<()> {
     require_data(settings)?;
     let directory = DataDirectory::take(&settings.server.data_directory)?;
     let store = Store::open(&serve::store_settings(settings, directory.layout()))?;
-    let partial = file.with_added_extension("partial");
+    let mut partial = file.as_os_str().to_owned();
+    partial.push(".partial");
     let options = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
     let mut writer = BufWriter::new(options);
     let summary = store.export(&mut writer)?;

@@ -345,7 +345,7 @@ impl ChunkStore {
                 continue;
             }
             let kind = RecordKind::Chunk;
-            pending.push(Pending { kind, id: *id, data: *data, len, removes: 0, names: 0 });
+            pending.push(Pending { kind, id: *id, data, len, removes: 0, names: 0 });
         }
         if pending.is_empty() {
             return Ok(done);

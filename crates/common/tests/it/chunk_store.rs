@@ -111,10 +111,10 @@ fn hostile_appends_are_refused_and_store_nothing() {
     let disk = SimDisk::default();
     let (store, good) = (open(&disk), content(1));
     let held = lease(&store);
-    let wrong = store.append(id(2), &[good.clone()], &held).unwrap_err();
+    let wrong = store.append(id(2), std::slice::from_ref(&good), &held).unwrap_err();
     assert!(wrong.is(Reason::ChunkDigestMismatch));
     assert!(put(&store, 2));
-    let known_but_not_had = store.append(id(2), &[good.clone()], &held).unwrap_err();
+    let known_but_not_had = store.append(id(2), std::slice::from_ref(&good), &held).unwrap_err();
     assert!(known_but_not_had.is(Reason::ChunkDigestMismatch), "a digest alone must not tell what is there");
     let empty = store.append(ChunkId::of(b""), &[], &held).unwrap_err();
     assert!(empty.is(Reason::FieldInvalid));
@@ -431,7 +431,7 @@ fn content_that_imitates_records_is_content() {
     // A whole segment of this very store as content, aligned like records, and the same with a torn record before it.
     let segment = Bytes::from(disk.files().into_iter().find(|(n, _)| n.ends_with(".seg")).unwrap().1);
     let spoof = ChunkId::of(&segment);
-    store.append(spoof, &[segment.clone()], &lease(&store)).unwrap();
+    store.append(spoof, std::slice::from_ref(&segment), &lease(&store)).unwrap();
     put(&store, 100);
     store.sync_blocking().unwrap();
     drop(store);

@@ -56,12 +56,12 @@ up() {
   wait_healthy
   echo "healthy: central server and two agents"
   for person in anna bert; do
-    echo "correct horse $person" | admin admin users create "$person" --password-file -
+    echo "correct horse $person" | admin admin users add "$person" --password-file -
     code=$(admin admin invite --json | sed -n 's/.*"code": *"\([^"]*\)".*/\1/p')
-    run "agent-$person" /usr/bin/atrium join central:7443 --code "$code" --name "$person-pc"
+    echo "$code" | run "agent-$person" /usr/bin/atrium join central:7443 --code-file - --name "$person-pc"
     echo "correct horse $person" | run "agent-$person" /usr/bin/atrium login "$person" --password-file -
   done
-  admin admin directories create public:plans
+  admin admin directories add public:plans
   admin share public:plans --with everyone --right write
   sum=$(head -c 8000000 /dev/urandom | tee "${CARGO_TARGET_DIR:-target}/docker/sample" | b3 )
   run agent-anna /usr/bin/atrium put - public:plans/sample.bin < "${CARGO_TARGET_DIR:-target}/docker/sample"

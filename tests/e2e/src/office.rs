@@ -165,7 +165,7 @@ impl Office {
     /// # Errors
     /// The server refuses.
     pub fn add_user(&self, name: &str, password: &str) -> Result<()> {
-        self.admin(&["admin", "users", "create", name, "--password-file", "-"], password).map(drop)
+        self.admin(&["admin", "users", "add", name, "--password-file", "-"], password).map(drop)
     }
 
     /// A new one-time code.
@@ -209,7 +209,8 @@ impl Office {
         self.add_user(name, &password)?;
         let person = self.stranger(name)?;
         let code = self.invite()?;
-        person.atrium(&["join", &self.address.to_string(), "--code", &code, "--name", &format!("{name}-pc")])?;
+        let pc = format!("{name}-pc");
+        person.atrium_with(&["join", &self.address.to_string(), "--code-file", "-", "--name", &pc], &code)?;
         person.atrium_with(&["login", name, "--password-file", "-"], &password)?;
         Ok(person)
     }
@@ -292,7 +293,15 @@ impl Person {
     /// # Errors
     /// It cannot be started.
     pub fn try_atrium(&self, arguments: &[&str]) -> Result<Finished> {
-        run(&mut self.command(arguments), b"")
+        self.try_atrium_with(arguments, "")
+    }
+
+    /// The same with this standard input.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn try_atrium_with(&self, arguments: &[&str], input: &str) -> Result<Finished> {
+        run(&mut self.command(arguments), input.as_bytes())
     }
 
     /// Runs it.

@@ -39,8 +39,8 @@ class Server:
         with open(os.path.join(self.data, "ca.pem"), "rb") as f:
             self.ca = f.read()
         for name in ("anna", "bert"):
-            self.admin("admin", "users", "create", name, "--password-file", "-", stdin=PASSWORD)
-        self.admin("admin", "directories", "create", "public:plans")
+            self.admin("admin", "users", "add", name, "--password-file", "-", stdin=PASSWORD)
+        self.admin("admin", "directories", "add", "public:plans")
         self.admin("share", "public:plans", "--with", "everyone", "--right", "read")
         self.admin("share", "public:plans", "--with", "anna", "--right", "write")
 

@@ -1,5 +1,5 @@
 //! What the file service keeps in memory. All of it may be lost at any moment: clients then upload chunks again that the
-//! server drops as duplicates, and passes over the store begin anew.
+//! server drops as duplicates, and passes over the store begin anew. Uploads in flight are remembered as far as a log goes.
 
 use super::references::Relocations;
 use super::retention::Progress;
@@ -20,6 +20,14 @@ pub struct FileState {
 }
 
 impl FileState {
+    /// With what is known of uploads that an earlier run left unfinished.
+    ///
+    /// # Errors
+    /// The directory cannot be made or read.
+    pub fn open(uploads: &std::path::Path, now_ms: u64) -> common::error::Result<Self> {
+        Ok(Self { uploads: Uploads::open(uploads, now_ms)?, ..Self::default() })
+    }
+
     /// Refuses or allows what needs disk space; set by the disk-space guard.
     pub fn set_disk_full(&self, full: bool) {
         self.disk_full.store(full, Ordering::Relaxed);

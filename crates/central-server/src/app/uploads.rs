@@ -2,8 +2,8 @@
 //!
 //! Knowing a chunk's digest must not give its content. So a commit may only name chunks that this upload has *proven*: the
 //! bytes came in under it, or they belong to a file that the caller named as a base and can read. What is not proven
-//! counts as missing, whether the server has it or not. All this is in memory only: after a restart nothing is proven,
-//! clients send their chunks again, and the chunk store drops those it has.
+//! counts as missing, whether the server has it or not. What arrived is noted in a log ([`super::proof_log`]), so that an
+//! upload that a restart interrupted goes on; what the log lost is sent again, and dropped by the chunk store.
 //!
 //! An upload belongs to who named it first. It is forgotten an hour after it was last named, as its lease is.
 //!
@@ -16,6 +16,7 @@
 use super::App;
 use super::caller::Caller;
 use super::file_state::FileState;
+use super::proof_log::ProofLog;
 use common::chunk::{LEASE_IDLE, Lease};
 use common::error::{Error, Reason, Result};
 use common::model::{ChunkId, ChunkRef, UploadId};
@@ -40,6 +41,7 @@ pub struct Uploads {
     table: Mutex<Table>,
     /// Secret, so that nobody can look for another chunk with the same short hash.
     key: RandomState,
+    log: ProofLog,
 }
 
 #[derive(Default)]
@@ -137,6 +139,22 @@ impl Table {
 }
 
 impl Uploads {
+    /// With a log in this directory, and what it remembers of uploads that are not over.
+    ///
+    /// # Errors
+    /// The directory cannot be made or read.
+    pub fn open(directory: &std::path::Path, now_ms: u64) -> Result<Self> {
+        let (log, arrived) = ProofLog::open(directory)?;
+        let uploads = Self { log, ..Self::default() };
+        for record in arrived {
+            let over = now_ms.saturating_sub(record.time_ms) >= LEASE_IDLE.as_millis() as u64;
+            if !over && uploads.enter(record.upload, &record.owner, record.time_ms).is_ok() {
+                uploads.add(record.upload, record.chunks.into_iter());
+            }
+        }
+        Ok(uploads)
+    }
+
     /// Uploads and proofs that are kept now.
     pub fn count(&self) -> (usize, usize) {
         let table = self.table.lock();
@@ -193,6 +211,8 @@ impl fmt::Debug for Uploads {
 pub struct Owned {
     files: Arc<FileState>,
     id: UploadId,
+    owner: String,
+    begin_ms: u64,
     lease: Lease,
 }
 
@@ -204,8 +224,9 @@ pub fn begin(app: &App, caller: &Caller, id: UploadId) -> Result<Owned> {
     if id.0.is_nil() {
         return Err(Error::new(Reason::UploadInvalid, "the upload id is nil").with("field", "upload_id"));
     }
-    app.files.uploads.enter(id, &caller.actor(), app.clock.now_ms())?;
-    Ok(Owned { files: app.files.clone(), id, lease: app.chunks.lease(id) })
+    let (owner, begin_ms) = (caller.actor(), app.clock.now_ms());
+    app.files.uploads.enter(id, &owner, begin_ms)?;
+    Ok(Owned { files: app.files.clone(), id, owner, begin_ms, lease: app.chunks.lease(id) })
 }
 
 impl Owned {
@@ -225,6 +246,8 @@ impl Owned {
     /// None at present.
     pub fn arrived(&self, chunks: &[ChunkRef]) -> Result<()> {
         self.prove(chunks.iter().map(|c| c.id));
+        let ids: Vec<ChunkId> = chunks.iter().map(|c| c.id).collect();
+        self.files.uploads.log.note(self.id, &self.owner, self.begin_ms, &ids);
         Ok(())
     }
 

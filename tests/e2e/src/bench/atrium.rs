@@ -74,8 +74,8 @@ impl Contender for Atrium {
         let place = format!("home:{}", self.round);
         let text = |p: &Path| p.to_string_lossy().into_owned();
         match work {
-            Work::PutBig => self.each(&[words(&["put", &text(&inputs.big), &format!("{place}/big.bin")])])?,
-            Work::PutChanged => self.each(&[words(&["put", &text(&inputs.changed), &format!("{place}/big.bin")])])?,
+            Work::PutBig => self.each(&[words(&["put", "-p", &text(&inputs.big), &format!("{place}/big.bin")])])?,
+            Work::PutChanged => self.each(&[words(&["put", "-p", &text(&inputs.changed), &format!("{place}/big.bin")])])?,
             Work::GetBig => {
                 self.each(&[words(&["get", &format!("{place}/big.bin"), &text(&scratch.join("big.bin"))])])?
             }
@@ -98,7 +98,7 @@ impl Contender for Atrium {
                 }
                 self.each(&(0..8).map(pair).collect::<Vec<_>>())?;
             }
-            Work::PutSmall => self.each(&[words(&["put", &text(&inputs.small), &format!("{place}/small")])])?,
+            Work::PutSmall => self.each(&[words(&["put", "-p", &text(&inputs.small), &format!("{place}/small")])])?,
             Work::GetSmall => {
                 self.each(&[words(&["get", &format!("{place}/small"), &text(&scratch.join("small"))])])?
             }

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("\nthe demonstration failed: {error:?}");
+            eprintln!("\nthe demonstration failed: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -123,11 +123,11 @@ fn demo() -> Result<()> {
         "2. Anna and Bert have accounts; each one's agent joined with a one-time code and they signed in ({:.2} s for both).",
         took.as_secs_f64()
     ));
-    office.admin(&["admin", "directories", "create", "public:plans"], "")?;
+    office.admin(&["admin", "directories", "add", "public:plans"], "")?;
     office.admin(&["share", "public:plans", "--with", "everyone", "--right", "write"], "")?;
 
     let tree = sample::tree()?;
-    let (_, took) = timed(|| anna.atrium(&["put", text(&tree), "public:plans/documentation"]))?;
+    let (_, took) = timed(|| anna.atrium(&["put", "-p", text(&tree), "public:plans/documentation"]))?;
     let counted = count(&tree)?;
     say(format!(
         "3. Anna put a real tree into public:plans: {} files, {} ({:.0} files/s), durable.",
@@ -138,7 +138,7 @@ fn demo() -> Result<()> {
 
     let big = dir.join("toolchain.tar");
     sample::archive(&big, GIB)?;
-    let (_, took) = timed(|| anna.atrium(&["put", text(&big), "home:archive/toolchain.tar"]))?;
+    let (_, took) = timed(|| anna.atrium(&["put", "-p", text(&big), "home:archive/toolchain.tar"]))?;
     say(format!("4. Anna put one real file into her private directory: {}, durable.", figures(GIB, took)));
 
     let listed = bert.atrium(&["ls", "public:plans", "--json"])?.text();
@@ -179,7 +179,7 @@ fn demo() -> Result<()> {
     let stored = stored_bytes(&office.data())?;
     let (_, took) = timed(|| {
         let mut upload = anna
-            .command(&["put", text(&second), "home:archive/second.bin"])
+            .command(&["put", "-p", text(&second), "home:archive/second.bin"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -229,7 +229,7 @@ fn demo() -> Result<()> {
     anna.atrium(&["get", "home:archive/toolchain.tar", "--version", "1", text(&first)])?;
     compare::files(&big, &first)?;
     say("     version 1 of home:archive/toolchain.tar - equal");
-    let audit = office.admin(&["admin", "audit", "--verify"], "")?.text();
+    let audit = office.admin(&["admin", "audit", "verify"], "")?.text();
     say(format!("     the audit log's hash chain: {}", audit.lines().next().unwrap_or("checked")));
 
     anna.stop_agent()?;
@@ -297,7 +297,7 @@ fn up() -> Result<()> {
     fs::create_dir_all(&dir)?;
     let office = Office::start(&dir, &[])?;
     let people = [office.person("anna")?, office.person("bert")?];
-    office.admin(&["admin", "directories", "create", "public:plans"], "")?;
+    office.admin(&["admin", "directories", "add", "public:plans"], "")?;
     office.admin(&["share", "public:plans", "--with", "everyone", "--right", "write"], "")?;
     say(format!("The office is up at {} (CA: {}).", office.address(), office.ca_file().display()));
     say("Add the programs to your path, and be anna:");

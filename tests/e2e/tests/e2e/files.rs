@@ -32,7 +32,7 @@ fn a_tree_comes_back_as_it_was() -> Result<()> {
 
     anna.atrium(&["mv", "home:tree/a", "home:tree/moved"])?;
     anna.atrium(&["cp", "home:tree/moved", "home:copy"])?;
-    anna.atrium(&["rm", "-r", "--yes", "home:tree"])?;
+    anna.atrium(&["rm", "-r", "home:tree"])?;
     assert_eq!(anna.try_atrium(&["ls", "home:tree"])?.code, 4);
     assert_eq!(anna.atrium(&["cat", "home:copy/b/big"])?.stdout, fs::read(tree.join("a/b/big"))?);
     office.stop()
@@ -80,14 +80,14 @@ fn a_backup_becomes_the_same_office() -> Result<()> {
     anna.atrium(&["put", &file.to_string_lossy(), "home:kept.bin"])?;
     let backup = dir.path().join("backup");
     office.admin(&["admin", "backup", &backup.to_string_lossy()], "")?;
-    anna.atrium(&["rm", "--yes", "home:kept.bin"])?;
+    anna.atrium(&["rm", "home:kept.bin"])?;
     office.stop()?;
     fs::remove_dir_all(office.data())?;
     office.restore(&backup)?;
     office.restart()?;
     anna.wait_connected()?;
     assert_eq!(anna.atrium(&["cat", "home:kept.bin"])?.stdout, content);
-    let audit = office.admin(&["admin", "audit", "--verify"], "")?;
+    let audit = office.admin(&["admin", "audit", "verify"], "")?;
     assert!(!audit.text().is_empty());
     Ok(())
 }

@@ -13,14 +13,14 @@ fn people_join_sign_in_and_see_what_they_may() -> Result<()> {
     let who = anna.atrium(&["whoami", "--json"])?.json()?;
     assert_eq!(who["user"], "anna");
 
-    office.admin(&["admin", "directories", "create", "public:plans"], "")?;
+    office.admin(&["admin", "directories", "add", "public:plans"], "")?;
     // Nobody but administrators knows of it yet: it looks like one that does not exist.
     assert_eq!(bert.try_atrium(&["ls", "public:plans"])?.code, 4);
     office.admin(&["share", "public:plans", "--with", "anna", "--right", "manage"], "")?;
     anna.atrium_with(&["put", "-", "public:plans/a.txt"], "hello")?;
     anna.atrium(&["share", "public:plans", "--with", "bert", "--right", "read"])?;
     assert_eq!(bert.atrium(&["cat", "public:plans/a.txt"])?.text(), "hello");
-    let refused = bert.try_atrium(&["rm", "--yes", "public:plans/a.txt"])?;
+    let refused = bert.try_atrium(&["rm", "public:plans/a.txt"])?;
     assert_eq!(refused.code, 5, "{}", refused.stderr);
     assert!(refused.stderr.contains("why:") && refused.stderr.contains("fix:"), "{}", refused.stderr);
     let why = anna.atrium(&["why", "public:plans", "bert"])?.text();
@@ -50,13 +50,13 @@ fn a_code_works_once_and_a_wrong_guess_burns_it() -> Result<()> {
     let address = office.address().to_string();
     let code = office.invite()?;
     let wrong = format!("{}-abacus-abacus-abacus", code.split('-').next().unwrap_or(""));
-    let refused = other.try_atrium(&["join", &address, "--code", &wrong])?;
+    let refused = other.try_atrium_with(&["join", &address, "--code-file", "-"], &wrong)?;
     assert_ne!(refused.code, 0);
-    let burned = other.try_atrium(&["join", &address, "--code", &code])?;
+    let burned = other.try_atrium_with(&["join", &address, "--code-file", "-"], &code)?;
     assert_ne!(burned.code, 0, "a burned code was taken");
     let code = office.invite()?;
-    other.atrium(&["join", &address, "--code", &code])?;
-    let again = person.try_atrium(&["join", &address, "--code", &code])?;
+    other.atrium_with(&["join", &address, "--code-file", "-"], &code)?;
+    let again = person.try_atrium_with(&["join", &address, "--code-file", "-"], &code)?;
     assert_ne!(again.code, 0, "a code worked twice");
     // The key never leaves the agent's directory, and only the agent reads it.
     let key = other.directory().join("state/device.key");

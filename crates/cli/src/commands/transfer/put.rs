@@ -36,6 +36,7 @@ pub async fn put(c: &Context, args: Put) -> Result<Exit> {
     let office = c.office().await?;
     let names = names(&args)?;
     let resolved = match places::destinations(&office, &names, &args.destination).await {
+        Ok(_) if names_the_tree(&args) => Ok(vec![args.destination.path.clone()]),
         Ok(targets) => Ok(targets),
         Err(error) if server_is_away(&error) && may_queue(&office, &args) => into(&args, &names),
         Err(error) => Err(error),
@@ -69,6 +70,12 @@ fn stdin_target(args: &Put) -> Result<bool> {
 
 async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::internal("a thread ended").caused_by(e))?
+}
+
+/// A single directory that is put as a named place: the place is the directory itself, so that the same command again
+/// goes on there instead of making a copy in it.
+fn names_the_tree(args: &Put) -> bool {
+    !args.destination.into && matches!(args.sources.as_slice(), [only] if only.is_dir())
 }
 
 fn names(args: &Put) -> Result<Vec<EntryName>> {
@@ -205,6 +212,11 @@ fn looks_the_same(entry: &v1::Entry, source: &Source) -> bool {
 
 /// Puts everything. With the server away at the very beginning, nothing has been done when this fails.
 async fn upload(c: &Context, office: &Office, args: &Put, sources: &Sources) -> Result<Exit> {
+    if may_queue(office, args) {
+        // With the server away from the start, the agent takes the files at once. A server that goes away later is
+        // waited for as long as people wait.
+        office.connection.check().await?;
+    }
     let meter = Meter::new(&c.out, "put");
     let mut report = empty("put", false);
     let expect = match (args.no_overwrite, args.if_version) {
@@ -222,7 +234,7 @@ async fn upload(c: &Context, office: &Office, args: &Put, sources: &Sources) -> 
             expect,
             make_parents: args.parents,
             mode: Some(source.mode),
-            retry: retry(office, args),
+            retry: RetryPolicy::INTERACTIVE,
         })
         .collect();
     for (_, target) in &sources.trees {
@@ -246,7 +258,7 @@ async fn upload(c: &Context, office: &Office, args: &Put, sources: &Sources) -> 
         }
     }
     for (local, target) in &sources.trees {
-        let options = PutTreeOptions { expect, retry: retry(office, args), ..PutTreeOptions::default() };
+        let options = PutTreeOptions { expect, retry: RetryPolicy::INTERACTIVE, ..PutTreeOptions::default() };
         match transfer::upload_tree(office, local, target, &options, &meter).await {
             Ok(TreeSummary { files: 0, unchanged: 0, stopped: Some(error), .. })
                 if report.files == 0 && sources.trees.len() == 1 =>
@@ -264,15 +276,6 @@ async fn upload(c: &Context, office: &Office, args: &Put, sources: &Sources) -> 
     let mut shown: Vec<String> = uploads.iter().map(|u| u.target.to_string()).collect();
     shown.extend(sources.trees.iter().map(|(_, target)| target.to_string()));
     finish(c, report, &shown)
-}
-
-/// A file that the agent can take is not tried for long.
-fn retry(office: &Office, args: &Put) -> RetryPolicy {
-    if may_queue(office, args) {
-        RetryPolicy { retries: 3, in_all: Duration::from_secs(3), ..RetryPolicy::INTERACTIVE }
-    } else {
-        RetryPolicy::INTERACTIVE
-    }
 }
 
 /// A mistyped parent is a mistake, not a wish: trees are put into directories that are there, unless --parents is given.
@@ -322,14 +325,11 @@ pub fn finish(c: &Context, report: Transfer, targets: &[String]) -> Result<Exit>
         [only] => exit_of(only),
         _ => Exit::Failed,
     };
-    if !c.out.json {
-        for failed in &report.failed {
-            let e = &failed.error;
-            c.out.err_line(&format!("error: {}: {}\nwhy: {}\nfix: {}", failed.path, e.message, e.why, e.fix));
-        }
-    }
+    report.failed.iter().for_each(|f| c.out.file_failure(f));
     let only = targets.first().filter(|_| targets.len() == 1);
-    c.out.changed(&report, |r| summary(r, only.map(String::as_str)))?;
+    if c.out.json || report.failed.is_empty() || report.files + report.unchanged_files > 0 {
+        c.out.changed(&report, |r| summary(r, only.map(String::as_str)))?;
+    }
     let all_failed = report.files + report.unchanged_files == 0 && report.failed.len() > 1;
     Ok(if all_failed { Exit::Failed } else { exit })
 }

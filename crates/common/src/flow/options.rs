@@ -130,7 +130,7 @@ pub struct TreeSummary {
     pub directories: u64,
     /// Content of the files put or got.
     pub bytes: u64,
-    /// Content that crossed the line.
+    /// Content that was handed to or came from a connection, what had to be sent again included.
     pub moved_bytes: u64,
     /// What is not a file or directory (symbolic links, sockets, devices) and unfinished downloads, by path. The first
     /// 10,000.

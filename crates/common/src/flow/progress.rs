@@ -15,7 +15,7 @@ pub struct Totals {
     pub done_files: u64,
     /// Files in all, as far as known.
     pub total_files: u64,
-    /// Bytes of content that crossed the line.
+    /// Bytes of content that were handed to or came from a connection, what had to be sent again included.
     pub moved_bytes: u64,
 }
 

@@ -11,8 +11,6 @@ use tokio::sync::{Mutex, mpsc};
 
 /// Chunks that wait for a connection.
 const WAITING: usize = 2;
-/// Rounds of asking what got lost and sending it again without any progress in between.
-const ROUNDS: usize = 8;
 
 /// Where a chunk is in the local file.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +103,7 @@ pub(super) async fn make_sure(
     file: &Arc<LocalFile>,
     mut doubtful: Vec<Placed>,
 ) -> Result<()> {
-    let mut fruitless = 0;
+    let mut backoff = link.retry.delays();
     while !doubtful.is_empty() {
         let chunks: Vec<ChunkRef> = doubtful.iter().map(|p| p.chunk).collect();
         let missing: Vec<Placed> =
@@ -113,12 +111,11 @@ pub(super) async fn make_sure(
         // What arrived was taken back from the progress when its call broke.
         let arrived = total(&doubtful) - total(&missing);
         link.tracker.done(arrived, 0);
-        fruitless = if missing.len() < doubtful.len() { 0 } else { fruitless + 1 };
-        if fruitless > ROUNDS {
-            return Err(Error::new(
-                Reason::ServerUnreachable,
-                "the connection breaks again and again, and nothing arrives",
-            ));
+        if missing.len() < doubtful.len() {
+            backoff.reset();
+        } else {
+            let fruitless = "the connection breaks again and again, and nothing arrives";
+            link.pause(Error::new(Reason::ServerUnreachable, fruitless), &mut backoff).await?;
         }
         doubtful = send_again(link, upload, connections, file, missing).await?;
     }

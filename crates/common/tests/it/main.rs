@@ -16,3 +16,6 @@ mod store_model;
 mod tls_accept;
 mod rpc_connection;
 mod enrol_join;
+mod flow_fake;
+mod flow_file;
+mod flow_tree;

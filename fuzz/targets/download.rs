@@ -1,0 +1,4 @@
+//! Download messages: never a panic, never another reading than the generated decoder's.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| common::bulk::fuzz_download(data));

@@ -11,6 +11,7 @@ mod enrolment;
 mod files;
 mod fixture;
 mod frame;
+mod hostile;
 mod membership;
 mod model;
 mod program;

@@ -87,7 +87,7 @@ fn refused(error: &clap::Error) -> Exit {
             "the command line could not be read".into(),
             "see `atrium help` and docs/cli.md".into(),
         );
-        anstream::eprintln!("{}", output::envelope(&output::schema::Failure::of(&failure)));
+        anstream::eprintln!("{}", output::envelope_text(&output::schema::Failure::of(&failure)));
     } else {
         // A terminal that is gone is nobody's loss.
         let _ = error.print();

@@ -83,7 +83,7 @@ impl Output {
     /// # Errors
     /// As [`Output::line`].
     pub fn json<T: schema::Object>(&self, object: &T) -> Result<()> {
-        self.line(&envelope(object).to_string())
+        self.line(&envelope_text(object))
     }
 
     /// One object: as JSON, or as the text that `human` makes.
@@ -155,7 +155,7 @@ impl Output {
             return;
         }
         if self.json {
-            return self.err_line(&envelope(&schema::Failure::of(error)).to_string());
+            return self.err_line(&envelope_text(&schema::Failure::of(error)));
         }
         self.err_line(&format!("{} {}", self.paint_err("error:", "31;1"), error.message()));
         self.err_line(&format!("{} {}", self.paint_err("why:", "1"), error.why()));
@@ -168,6 +168,20 @@ impl Output {
         }
         if self.verbose {
             self.err_line(&format!("{} {error:?}", self.paint_err("cause:", "1")));
+        }
+    }
+
+    /// A failure of one file of several; in JSON it is part of the result.
+    pub fn file_failure(&self, failure: &schema::FileFailure) {
+        if self.json {
+            return;
+        }
+        let e = &failure.error;
+        self.err_line(&format!("{} {}: {}", self.paint_err("error:", "31;1"), failure.path, e.message));
+        self.err_line(&format!("{} {}", self.paint_err("why:", "1"), e.why));
+        self.err_line(&format!("{} {}", self.paint_err("fix:", "32;1"), e.fix));
+        if let Some(id) = &e.request_id {
+            self.err_line(&format!("{} {id}", self.paint_err("request:", "1")));
         }
     }
 
@@ -210,6 +224,14 @@ pub fn envelope<T: schema::Object>(object: &T) -> Value {
     Value::Object(map)
 }
 
+/// The same as text on one line, `schema` and `kind` first and the fields in their order.
+pub fn envelope_text<T: schema::Object>(object: &T) -> String {
+    let fields = serde_json::to_string(object).unwrap_or_default();
+    let fields = fields.strip_prefix('{').unwrap_or("}");
+    let separator = if fields == "}" { "" } else { "," };
+    format!("{{\"schema\":{SCHEMA},\"kind\":\"{}\"{separator}{fields}", T::KIND)
+}
+
 /// A list in the making.
 #[derive(Debug)]
 pub struct List<'a, T> {
@@ -226,7 +248,7 @@ impl<T: schema::Object + Serialize> List<'_, T> {
     pub fn item(&mut self, item: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
         self.count += 1;
         if !self.out.json {
-            return self.out.line(&human(item));
+            return self.out.line(human(item).trim_end());
         }
         let text = serde_json::to_string(item).map_err(|e| Error::internal("JSON").caused_by(e))?;
         let separator = if self.count > 1 { ",\n" } else { "\n" };
@@ -280,6 +302,14 @@ pub fn usage(message: impl Into<String>, fix: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_and_value_of_an_object_are_the_same() {
+        let failure = schema::Failure::of(&Error::new(Reason::Internal, "a \"quoted\" message"));
+        let text = envelope_text(&failure);
+        assert!(text.starts_with("{\"schema\":1,\"kind\":\"error\",\"reason\":"), "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), envelope(&failure));
+    }
 
     #[test]
     fn a_closed_pipe_is_no_failure() {

@@ -198,7 +198,7 @@ impl Inner {
             seconds_left: self.seconds_left(),
             finished,
         };
-        self.out.err_line(&crate::output::envelope(&progress).to_string());
+        self.out.err_line(&crate::output::envelope_text(&progress));
     }
 
     fn finish(&mut self) {

@@ -60,7 +60,8 @@ request: 0192f3a0-7c1e-7b52-9a43-5d0c9f0b7f11
 ```
 
 With `--json`, as one object of the kind [`error`](#json). The request id is the one under which the server has logged
-the call. `docs/errors.md` lists all reasons.
+the call. `docs/errors.md` lists all reasons. Two are of the command itself: `USAGE` (a mistake in the command line) and
+`TOO_MANY_DELETIONS` (`sync` would delete more than half of everything).
 
 ";
 

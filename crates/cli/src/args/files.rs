@@ -25,8 +25,9 @@ pub struct Ls {
 
 /// Put files or whole directories on the server
 ///
-/// What is there already becomes an old version. A transfer that was cut off goes on where it stopped when the same
-/// command is given again. With the server away, a file is handed to the agent, which uploads it later.
+/// A file goes into a directory that is there. A directory becomes the place that is named; with '/' at its end, it goes
+/// into it. What is there already becomes an old version. A transfer that was cut off goes on where it stopped when the
+/// same command is given again. With the server away, a file is handed to the agent, which uploads it later.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  atrium put report.pdf home:\n  atrium put report.pdf public:plans/2026.pdf\n  atrium put photos/ home:pictures/ --dry-run\n  tar c notes | atrium put - home:backup/notes.tar --parents"
@@ -60,7 +61,9 @@ pub struct Put {
 
 /// Get files or whole directories from the server
 ///
-/// A file is in place only when it is whole and verified. Files that are here already and unchanged are passed over.
+/// A file goes into a directory that is here. A directory becomes the place that is named; with '/' at its end, it goes
+/// into it. A file is in place only when it is whole and verified; until then it grows as the hidden .NAME.atrium-part,
+/// from which the same command goes on after an interruption. Files that are here already and unchanged are passed over.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  atrium get home:notes/a.txt\n  atrium get public:plans plans-copy\n  atrium get home:a.txt home:b.txt target/\n  atrium get home:a.txt --version 2 old-a.txt"

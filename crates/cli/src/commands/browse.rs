@@ -82,7 +82,7 @@ fn line(out: &Output, entry: &Entry, view: &View) -> String {
     let time = minute(entry.modify_time.as_deref().or(entry.update_time.as_deref()));
     let lock = entry.lock.as_ref().map(|l| format!("  [checked out by {}]", safe(&l.user))).unwrap_or_default();
     let author = safe(&entry.author);
-    format!("{size:>11}  {time:16}  {version:>5}  {}  {shown}{lock}", pad(&author, 10))
+    format!("{size:>11}  {time:17}  {version:>5}  {}  {shown}{lock}", pad(&author, 10))
 }
 
 /// All private and public directories that the caller may see.

@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CLOCK_WARN_MS: u64 = 30_000;
 /// From here on certificates may already seem invalid.
 const CLOCK_FAIL_MS: u64 = 300_000;
-/// The agent renews its certificate long before this.
-const CERTIFICATE_WARN_MS: u64 = 7 * 86_400_000;
+/// Certificates live a week, and the agent renews them long before this.
+const CERTIFICATE_WARN_MS: u64 = 86_400_000;
 /// Less free space than this is too little for work.
 const DISK_WARN: u64 = 1 << 30;
 /// With less, transfers fail.
@@ -161,7 +161,11 @@ async fn agent(c: &Context, checks: &mut Checks) -> Result<bool> {
     let word = status::connection_word(answer.connection);
     match word {
         "not_joined" => {
-            checks.fail("joined", &Error::new(Reason::NotJoined, "this machine is not a member of an office yet"))?;
+            checks.fail(
+                "joined",
+                &Error::new(Reason::NotJoined, "this machine is a member of no office")
+                    .why_is("nobody has joined it yet"),
+            )?;
             return Ok(false);
         }
         "revoked" => {

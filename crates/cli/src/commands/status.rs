@@ -23,13 +23,14 @@ pub(super) async fn status(c: &Context) -> Result<Exit> {
             Ok(answer) => {
                 user = answer.user.clone();
                 problems.extend(answer.problems.iter().cloned().map(Problem::from));
+                problems.extend(membership_problem(answer.connection).filter(|_| problems.is_empty()));
                 agent_status = Some(agent_of(answer));
             }
             Err(error) => problems.push(Problem::of(&error)),
         }
     }
     let mut server = None;
-    if agent_status.as_ref().is_none_or(|a| a.connection != "not_joined") && problems_allow_asking(&problems) {
+    if problems_allow_asking(&problems) {
         match patiently(ask_server(c)).await {
             Ok((info, who)) => {
                 server = Some(info);
@@ -44,6 +45,17 @@ pub(super) async fn status(c: &Context) -> Result<Exit> {
     let status = Status { healthy: problems.is_empty(), user, agent: agent_status, server, problems };
     c.out.object(&status, |s| human(&c.out, s))?;
     Ok(if status.healthy { Exit::Ok } else { Exit::Degraded })
+}
+
+/// What a state means, if the agent itself names no problem.
+pub(super) fn membership_problem(connection: i32) -> Option<Problem> {
+    let error = match connection_word(connection) {
+        "not_joined" => Error::new(Reason::NotJoined, "this machine is not a member of an office"),
+        "revoked" => Error::new(Reason::DeviceRevoked, "this machine was cut off"),
+        "lost" => Error::new(Reason::ServerUnreachable, "the agent has lost the server"),
+        _ => return None,
+    };
+    Some(Problem::of(&error))
 }
 
 /// An agent that is away or not a member cannot tell the way to the server.

@@ -186,12 +186,7 @@ impl Job<'_> {
         }
         meter.finish();
         let report = all.ok_or_else(|| Error::internal("no round was made"))?;
-        if !self.c.out.json {
-            for failed in &report.failed {
-                let e = &failed.error;
-                self.c.out.err_line(&format!("error: {}: {}\nwhy: {}\nfix: {}", failed.path, e.message, e.why, e.fix));
-            }
-        }
+        report.failed.iter().for_each(|f| self.c.out.file_failure(f));
         for skipped in &report.skipped {
             self.c.out.note(&format!("passed over {}", safe(skipped)));
         }
@@ -221,10 +216,13 @@ impl Job<'_> {
         }
         let what = format!("{number} files and directories would go to the trash, more than half of all");
         if !self.c.out.interactive {
-            return Err(Error::new(Reason::Cancelled, what)
-                .why_is("that many deletions at once are often a mistake, like a disk that is not mounted")
-                .fix_is("look with --dry-run; if it is right, add --yes")
-                .with("guard", "mass_deletion"));
+            return Err(Error::remote(
+                Kind::FailedPrecondition,
+                "TOO_MANY_DELETIONS".into(),
+                what,
+                "that many deletions at once are often a mistake, like a disk that is not mounted".into(),
+                "look with --dry-run; if it is right, add --yes".into(),
+            ));
         }
         let word = self.directory.file_name().map_or_else(|| "yes".to_owned(), |n| n.to_string_lossy().into_owned());
         prompt::confirm(&self.c.out, false, &what, &word).await

@@ -57,12 +57,14 @@ pub(super) struct Follower {
     roots: Vec<String>,
     cursor: u64,
     stream: Option<tonic::Streaming<v1::WatchResponse>>,
+    /// What was said last; the same trouble is told once.
+    trouble: String,
 }
 
 impl Follower {
     /// Of these roots, after this cursor; 0 is from now on.
     pub(super) fn new(roots: Vec<String>, cursor: u64) -> Self {
-        Self { roots, cursor, stream: None }
+        Self { roots, cursor, stream: None, trouble: String::new() }
     }
 
     /// The next event. Waits as long as it takes: a server that is away is asked again, less and less often.
@@ -72,6 +74,7 @@ impl Follower {
             let error = match self.try_next(office).await {
                 Ok(response) => {
                     self.cursor = response.cursor;
+                    self.trouble.clear();
                     return Ok(Event::Changes(response));
                 }
                 Err(error) => error,
@@ -84,7 +87,10 @@ impl Follower {
             if !error.is_transient() {
                 return Err(error);
             }
-            on_trouble(&error);
+            if self.trouble != error.message() {
+                error.message().clone_into(&mut self.trouble);
+                on_trouble(&error);
+            }
             match backoff.after(&error) {
                 Some(delay) => tokio::time::sleep(delay).await,
                 // The policy's tries are used up; watching has no end of its own, so it goes on at the slowest pace.
@@ -137,7 +143,7 @@ fn shown(change: &v1::Change, cursor: u64) -> Change {
 }
 
 fn line(change: &Change) -> String {
-    let time = change.time.as_deref().and_then(|t| t.get(11..19)).unwrap_or("--:--:--");
+    let time = change.time.as_deref().and_then(|t| t.get(11..19)).map_or_else(|| "-".to_owned(), |t| format!("{t}Z"));
     let user = if change.user.is_empty() { "someone" } else { &change.user };
     let (user, path) = (safe(user), safe(&change.path));
     match change.event.as_str() {
@@ -167,11 +173,11 @@ mod tests {
             time: Some(crate::output::format::timestamp_ms(1_795_374_245_000)),
             ..Default::default()
         };
-        assert_eq!(line(&shown(&change, 7)), "19:04:05 anna modified public:plans/x.pdf (version 3, 2.0 KiB)");
+        assert_eq!(line(&shown(&change, 7)), "19:04:05Z anna modified public:plans/x.pdf (version 3, 2.0 KiB)");
         change.kind = 99;
         assert_eq!(shown(&change, 7).event, "unknown");
         change.kind = v1::change::Kind::Moved as i32;
         change.previous_path = Some(v1::Path { root: "home".into(), path: "y\u{1b}[2J".into() });
-        assert_eq!(line(&shown(&change, 7)), "19:04:05 anna moved home:y?[2J to public:plans/x.pdf");
+        assert_eq!(line(&shown(&change, 7)), "19:04:05Z anna moved home:y?[2J to public:plans/x.pdf");
     }
 }

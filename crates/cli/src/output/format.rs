@@ -45,11 +45,14 @@ pub fn rfc3339(time: Option<&Timestamp>) -> Option<String> {
     time.map(ToString::to_string)
 }
 
-/// "2026-11-22 19:04" (UTC), of an RFC 3339 text; "-" if not set.
+/// "2026-11-22 19:04Z" (UTC), of an RFC 3339 text; "-" if not set.
 pub fn minute(time: Option<&str>) -> String {
     match time {
-        Some(text) if text.len() >= 16 => format!("{} {}", &text[..10], &text[11..16]),
-        _ => "-".to_owned(),
+        Some(text) => match (text.get(..10), text.get(11..16)) {
+            (Some(day), Some(minute)) => format!("{day} {minute}Z"),
+            _ => text.to_owned(),
+        },
+        None => "-".to_owned(),
     }
 }
 
@@ -89,7 +92,7 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(302)), "5 min 2 s");
         assert_eq!(duration(Duration::from_secs(90_000)), "1 d 1 h");
         assert_eq!(rfc3339(Some(&timestamp_ms(1_795_374_245_000))).unwrap(), "2026-11-22T19:04:05Z");
-        assert_eq!(minute(Some("2026-11-22T19:04:05Z")), "2026-11-22 19:04");
+        assert_eq!(minute(Some("2026-11-22T19:04:05Z")), "2026-11-22 19:04Z");
         assert_eq!(minute(None), "-");
         assert_eq!(safe("a\x1b[31mb\n"), "a?[31mb?");
         assert_eq!(pad("ä", 3), "ä  ");

@@ -20,7 +20,7 @@ pub(super) async fn invite(c: &Context, office: &Office, lifetime: Duration, pur
     // The code is what was asked for, so it is shown even with --quiet, and alone if the output is not a terminal.
     c.out.object(&invite, |i| i.code.clone())?;
     let until = minute(invite.expire_time.as_deref());
-    c.out.note(&format!("valid once, until {until} UTC; on the new machine: sudo atrium join SERVER"));
+    c.out.note(&format!("valid once, until {until}; on the new machine: sudo atrium join SERVER"));
     Ok(Exit::Ok)
 }
 

@@ -34,20 +34,23 @@ struct Target {
 pub async fn get(c: &Context, args: Get) -> Result<Exit> {
     let (sources, destination) = divide(&args.paths)?;
     let office = c.office().await?;
-    let into = destination.is_dir() || sources.len() > 1 || ends_with_slash(&destination);
+    let into = sources.len() > 1 || ends_with_slash(&destination) || is_dots(&destination);
     let meter = Meter::new(&c.out, "get");
     let mut report = empty("get", false);
     let (mut targets, mut shown) = (Vec::new(), Vec::new());
     if into {
         make_directory(&destination)?;
     }
+    // A file goes into a directory that is there. A directory becomes the place that was named, so that the same command
+    // again goes on there instead of making a copy in it.
+    let there = destination.is_dir();
     for source in &sources {
-        let name = source.path.name().map_or_else(|| root_name(&source.path), |n| n.as_str().to_owned());
-        let local = if into { destination.join(name) } else { destination.clone() };
+        let local = if into { destination.join(entry_name(source)) } else { destination.clone() };
         shown.push(source.to_string());
         let entry = match places::entry(&office, &source.path).await {
             Ok(entry) => entry,
             Err(error) if away(&error) && by_cache(&office, &args) => {
+                let local = if there && !into { destination.join(entry_name(source)) } else { local };
                 from_cache_alone(c, &office, &source.path, &local, &args).await?;
                 report.files += 1;
                 continue;
@@ -55,6 +58,7 @@ pub async fn get(c: &Context, args: Get) -> Result<Exit> {
             Err(error) => return Err(error),
         };
         if !places::is_directory(&entry) {
+            let local = if there && !into { destination.join(entry_name(source)) } else { local };
             targets.push(Target { source: source.path.clone(), entry, local });
             continue;
         }
@@ -100,6 +104,15 @@ fn divide(paths: &[String]) -> Result<(Vec<RemotePath>, PathBuf)> {
         Err(error) if rest.is_empty() => Err(usage(error, "name a place on the server, like home:a.txt")),
         Err(_) => Ok((sources, PathBuf::from(last))),
     }
+}
+
+fn entry_name(source: &RemotePath) -> String {
+    source.path.name().map_or_else(|| root_name(&source.path), |n| n.as_str().to_owned())
+}
+
+/// ".", "..", "x/..": a directory that is there, not a name for a new one.
+fn is_dots(path: &Path) -> bool {
+    !matches!(path.components().next_back(), Some(std::path::Component::Normal(_)))
 }
 
 fn ends_with_slash(path: &Path) -> bool {
@@ -195,6 +208,10 @@ async fn fetch(office: &Office, args: &Get, wanted: Vec<Target>, meter: &Meter, 
 
 fn worth_asking_the_server(error: &Error) -> bool {
     use common::error::Kind;
+    // The agent has asked it just now, and it was away.
+    if error.is(Reason::NotCached) {
+        return false;
+    }
     matches!(
         error.kind(),
         Kind::Unavailable | Kind::Internal | Kind::Unimplemented | Kind::DataLoss | Kind::DeadlineExceeded

@@ -10,6 +10,7 @@ pub mod disk;
 mod flush;
 pub mod format;
 mod gate;
+mod gear;
 mod index;
 mod lanes;
 pub mod pipeline;

@@ -6,11 +6,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
-use fastcdc::v2020::{Normalization, cut, select_masks};
 
+use super::gear::cut_at;
 use crate::model::{ChunkId, ChunkRef, MAX_CHUNK_BYTES};
 
 /// Algorithm and parameters, for manifests and diagnostics.
@@ -161,13 +160,4 @@ impl<R: Read> Iterator for Cutter<R> {
             }
         }
     }
-}
-
-fn cut_at(data: &[u8]) -> usize {
-    static MASKS: LazyLock<(u64, u64)> = LazyLock::new(|| select_masks(CHUNK_AVERAGE, Normalization::Level1));
-    if data.len() <= CHUNK_MIN {
-        return data.len();
-    }
-    let (strict, loose) = *MASKS;
-    cut(data, CHUNK_MIN, CHUNK_AVERAGE, CHUNK_MAX, strict, loose, strict << 1, loose << 1).1
 }

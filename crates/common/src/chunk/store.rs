@@ -83,7 +83,10 @@
 //!
 //! # Limits
 //! One process per directory. Marking must be given a consistent state: reading metadata key by key while writers move
-//! references from keys not yet read to keys already read would miss them (rule 1).
+//! references from keys not yet read to keys already read would miss them (rule 1). Who reads that way has to note what
+//! moves meanwhile and mark it at the end. A commit whose caller goes away gives its guard back while its transaction may
+//! still wait to be run; so marking has to begin behind all transactions that wait (an empty one that is run in order
+//! does it), which rule 1 then covers.
 
 use std::any::Any;
 use std::collections::{BTreeSet, HashSet};

@@ -32,7 +32,8 @@ need_engine() {
 }
 
 wait_healthy() {
-  for _ in $(seq 120); do
+  end=$((SECONDS + 90))
+  while [ "$SECONDS" -lt "$end" ]; do
     states=$(for s in central agent-anna agent-bert; do
       docker inspect -f '{{.State.Health.Status}}' "$(compose ps -q "$s")" 2>/dev/null || echo missing
     done | sort -u | tr '\n' ' ')

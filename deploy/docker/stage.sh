@@ -8,7 +8,7 @@ profile=${PROFILE:-release}
 context=$target/docker
 root=$context/rootfs
 rm -rf "$root"
-mkdir -p "$root"/{usr/bin,etc,tmp,var/lib/atrium,run/atrium,data}
+mkdir -p "$root"/{usr/bin,etc,tmp,var/lib,run} "$context/state/atrium"
 chmod 1777 "$root/tmp"
 for program in central-server client-agent atrium; do
   install -m 0755 "$target/$profile/$program" "$root/usr/bin/$program"
@@ -21,6 +21,5 @@ done
 printf 'root:x:0:0:root:/:/sbin/nologin\natrium:x:65532:65532:atrium:/var/lib/atrium:/sbin/nologin\n' > "$root/etc/passwd"
 printf 'root:x:0:\natrium:x:65532:\n' > "$root/etc/group"
 printf 'hosts: files dns\n' > "$root/etc/nsswitch.conf"
-chown -R 65532:65532 "$root/var/lib/atrium" "$root/run/atrium" "$root/data" 2>/dev/null || true
 cp deploy/docker/Dockerfile "$context/Dockerfile"
 echo "$context"

@@ -20,13 +20,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "client-agent", version)]
 struct Flags {
     /// Settings file
-    #[arg(long, env = "ATRIUM_CONFIG")]
+    #[arg(long, env = "ATRIUM_CONFIG", global = true)]
     config: Option<PathBuf>,
     /// State directory [default: /var/lib/atrium-agent]
-    #[arg(long)]
+    #[arg(long, global = true)]
     state_dir: Option<PathBuf>,
     /// Local socket [default: /run/atrium/agent.sock]
-    #[arg(long)]
+    #[arg(long, global = true)]
     socket: Option<PathBuf>,
     /// Check the settings and end
     #[arg(long)]

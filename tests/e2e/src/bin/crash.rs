@@ -18,7 +18,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 const CLIENTS: u64 = 4;
@@ -91,7 +91,8 @@ impl Model {
         match (rng.random_range(0..10), old) {
             (0, Some(old)) => Step::Delete(old),
             (1 | 2, Some(old)) => Step::Move(old, fresh),
-            (3 | 4, Some(old)) => Step::Put(old, content),
+            // Not empty: the same content again is no change, and the log would rightly not tell of it.
+            (3 | 4, Some(old)) => Step::Put(old, Content { length: length.max(1), ..content }),
             _ => Step::Put(fresh, content),
         }
     }
@@ -291,8 +292,18 @@ fn argument(name: &str) -> Option<String> {
     all.iter().position(|a| a == name).and_then(|i| all.get(i + 1)).cloned()
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     common::tls::install_provider();
+    match begin() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("crash: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn begin() -> Result<ExitCode> {
     let rounds: u64 = argument("--rounds").map_or(Ok(200), |n| n.parse())?;
     let seed: u64 = argument("--seed").map_or_else(|| Ok(rand::rng().random()), |n| n.parse())?;
     let scratch = tempfile::Builder::new().prefix("atrium-crash-").tempdir()?;
@@ -302,12 +313,13 @@ fn main() -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = run(&runtime, scratch.path(), rounds, seed, killer.as_deref());
-    if let Err(error) = &done {
-        println!("crash: FAILED, seed {seed}: {error:?}");
+    if let Err(error) = done {
+        println!("crash: FAILED, seed {seed}: {error:#}");
         // The data stays for whoever looks into it.
         println!("data: {}", scratch.keep().display());
+        return Ok(ExitCode::FAILURE);
     }
-    done
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run(runtime: &tokio::runtime::Runtime, scratch: &Path, rounds: u64, seed: u64, killer: Option<&Path>) -> Result<()> {

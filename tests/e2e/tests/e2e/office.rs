@@ -71,7 +71,7 @@ fn a_revoked_machine_is_cut_off() -> Result<()> {
     let anna = office.person("anna")?;
     let status = anna.atrium(&["status", "--json"])?.json()?.to_string();
     let devices = office.admin(&["admin", "devices", "list", "--json"], "")?.json()?;
-    let id = devices["devices"][0]["id"].as_str().unwrap_or_default().to_owned();
+    let id = devices["items"][0]["id"].as_str().unwrap_or_default().to_owned();
     assert_eq!(id.len(), 64, "{devices}");
     assert!(status.contains(&id), "{status}");
     office.admin(&["admin", "devices", "revoke", &id, "--yes"], "")?;

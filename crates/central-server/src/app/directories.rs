@@ -6,6 +6,7 @@
 use super::answers::{Answer, Once};
 use super::caller::Caller;
 use super::edit::{self, Edit};
+use super::identity::require_admin;
 use super::page::{self, PageToken, fingerprint};
 use super::quota::{self, Usage};
 use super::records::{self, View, name_key, user_key};
@@ -384,7 +385,7 @@ pub struct NewDirectory {
 /// # Errors
 /// `ADMIN_REQUIRED`, `DIRECTORY_EXISTS`, `NAME_CLASH`, and those about principals.
 pub async fn create(app: &App, caller: &Caller, new: NewDirectory, once: Once<Directory>) -> Result<Answer<Directory>> {
-    caller.require_admin()?;
+    require_admin(app, caller, "directory.create", &format!("public/{}", new.name)).await?;
     edit::change_once(app, caller, once, move |edit| {
         let name = format!("public/{}", new.name);
         if let Some(present) = edit.get(&key_of(&name))? {
@@ -450,7 +451,7 @@ fn public_only(name: &RootName) -> Result<()> {
 /// # Errors
 /// `ADMIN_REQUIRED`, `FIELD_INVALID` for a private one, `DIRECTORY_UNKNOWN`.
 pub async fn set_quota(app: &App, caller: &Caller, name: RootName, quota_bytes: u64) -> Result<Directory> {
-    caller.require_admin()?;
+    require_admin(app, caller, "directory.quota", &name.to_string()).await?;
     public_only(&name)?;
     edit::change(app, caller, move |edit| {
         let mut root = edit.root(&name, Right::See)?;
@@ -471,7 +472,7 @@ pub async fn set_quota(app: &App, caller: &Caller, name: RootName, quota_bytes: 
 /// `ADMIN_REQUIRED`, `DIRECTORY_UNKNOWN`, `DIRECTORY_NOT_EMPTY` without `force`, `FIELD_INVALID` for the private directory
 /// of a living user.
 pub async fn delete(app: &App, caller: &Caller, name: RootName, force: bool) -> Result<()> {
-    caller.require_admin()?;
+    require_admin(app, caller, "directory.delete", &name.to_string()).await?;
     edit::change(app, caller, move |edit| {
         let root = edit.root(&name, Right::See)?;
         if let Some(user) = root.name.strip_prefix("home/") {
@@ -489,7 +490,7 @@ pub async fn delete(app: &App, caller: &Caller, name: RootName, force: bool) -> 
                 format!("{} holds {} entries and {} bytes", root.name, usage.entry_count, usage.used_bytes),
             ));
         }
-        edit.txn.delete(&key_of(&root.name))?;
+        edit.txn.delete(key_of(&root.name))?;
         let purge = record::Purge { root: edit::bytes_of(root.id.node()) };
         records::save(edit.txn, &tree::purge_key(root.id.node()), &purge)?;
         edit.tell_rights(root.id);

@@ -56,7 +56,7 @@ pub(super) fn discard(edit: &mut Edit<'_, '_>, root: &Root, node: tree::Node, pa
     edit.tell(ChangeKind::Deleted, root.id, path.relative(), &entry);
     edit.txn.delete(&node.key)?;
     if entry.directory {
-        edit.txn.delete(&tree::parent_key(tree::id_of(&entry)?))?;
+        edit.txn.delete(tree::parent_key(tree::id_of(&entry)?))?;
     }
     let trash = record::Trash {
         entry: Some(entry),

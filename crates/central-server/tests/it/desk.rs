@@ -7,13 +7,15 @@ use central_server::app::caller::Caller;
 use central_server::app::commits::{self, Expected, FileCommit, Published};
 use central_server::app::directories::{self, Directory, NewDirectory, PrincipalName};
 use central_server::app::entries::{self, Entry, FileTime};
-use central_server::app::{App, records, tree, uploads, versions};
+use central_server::app::moves::{self, Move};
+use central_server::app::{App, copies, records, trash, tree, uploads, versions};
 use central_server::settings::Settings;
 use common::error::{Error, Reason};
 use common::model::{ChunkId, ChunkRef, EntryName, EntryPath, NodeId, Right, Role, RootName, UploadId};
 use common::store::prefix_end;
 use proto::record::v1 as record;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use uuid::Uuid;
 
 /// Bytes of a chunk in tests: small, so that small files have several.
 pub const CHUNK: usize = 1_000;
@@ -160,7 +162,10 @@ pub fn order(at: &str, chunks: Vec<ChunkRef>, expected: Expected) -> FileCommit 
 pub async fn put(app: &App, who: &Caller, at: &str, data: &[u8], expected: Expected) -> Published {
     let upload = UploadId::generate();
     let chunks = send(app, who, upload, data);
-    commit_one(app, who, upload, order(at, chunks, expected)).await
+    let result = commit_one(app, who, upload, order(at, chunks, expected)).await;
+    // What the file does not hold may be reclaimed at once.
+    uploads::begin(app, who, upload).unwrap().lease().clone().end();
+    result
 }
 
 pub async fn commit_one(app: &App, who: &Caller, upload: UploadId, file: FileCommit) -> Published {
@@ -358,4 +363,29 @@ fn check_log(app: &App, roots: &HashSet<NodeId>, live: &HashMap<NodeId, (NodeId,
     if restored.is_empty() {
         assert_eq!(told.len(), live.len(), "the log does not tell of everything");
     }
+}
+
+pub async fn rename(desk: &Desk, from: &str, to: &str, overwrite: bool) -> common::error::Result<entries::Entry> {
+    let order = Move { source: path(from), destination: path(to), overwrite, etag: String::new() };
+    moves::move_entry(&desk.app, &desk.anna, order, Once::always()).await.map(fresh)
+}
+
+pub async fn copy(desk: &Desk, from: &str, to: &str) -> common::error::Result<copies::Copied> {
+    copies::copy(&desk.app, &desk.anna, path(from), path(to), Once::always()).await.map(fresh)
+}
+
+pub async fn delete(desk: &Desk, at: &str, recursive: bool) -> common::error::Result<Uuid> {
+    trash::delete(&desk.app, &desk.anna, path(at), recursive, String::new(), Once::always()).await.map(fresh)
+}
+
+pub async fn restore(desk: &Desk, root: &str, id: Uuid, to: Option<&str>) -> common::error::Result<entries::Entry> {
+    let (root, to) = (RootName::parse(root).unwrap(), to.map(path));
+    trash::restore(&desk.app, &desk.anna, root, id, to, Once::always()).await.map(fresh)
+}
+
+/// The same stores with nothing in memory.
+pub fn restarted(desk: &Desk) -> App {
+    let mut app = desk.app.clone();
+    app.files = Default::default();
+    app
 }

@@ -6,6 +6,7 @@ use central_server::app::answers::Once;
 use central_server::app::caller::Caller;
 use central_server::app::directories::{self, Directory, NewDirectory, PrincipalName};
 use central_server::app::groups::{self, NewGroup};
+use central_server::app::{accounts, retention};
 use common::error::{Reason, Result};
 use common::model::{EntryName, Right, RootName};
 
@@ -102,6 +103,7 @@ async fn administrators_make_public_directories() {
     for action in ["directory.create", "directory.quota", "directory.delete"] {
         assert!(actions.iter().any(|a| a == action), "{action} is in the audit log");
     }
+    assert!(desk.office.audit().iter().any(|a| a.action == "directory.create" && !a.success), "so are refusals");
     desk.check();
 }
 
@@ -184,4 +186,19 @@ async fn the_deciding_rule_is_told() {
     let group = PrincipalName::Group(id);
     let left = directories::revoke(&desk.app, &desk.bert, root("public/plans"), group).await.unwrap();
     assert_eq!(left.grants.len(), 3);
+}
+
+#[tokio::test]
+async fn the_private_directory_of_a_deleted_user_goes_when_an_administrator_says_so() {
+    let desk = Desk::new().await;
+    desk.file("home:a", b"kept").await;
+    is(directories::delete(&desk.app, &desk.chef, root("home/anna"), true).await, Reason::FieldInvalid);
+    accounts::delete(&desk.app, &local(), "anna").await.unwrap();
+    is(directories::delete(&desk.app, &desk.chef, root("home/anna"), false).await, Reason::DirectoryNotEmpty);
+    assert_eq!(desk.used("home/anna"), (4, 1));
+    is(directories::delete(&desk.app, &desk.bert, root("home/anna"), true).await, Reason::AdminRequired);
+    directories::delete(&desk.app, &desk.chef, root("home/anna"), true).await.unwrap();
+    while retention::purge_step(&desk.app).await.unwrap() {}
+    is(directories::get(&desk.app, &desk.chef, &root("home/anna")), Reason::DirectoryUnknown);
+    desk.check();
 }

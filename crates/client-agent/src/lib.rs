@@ -73,7 +73,7 @@ pub async fn start(settings: Settings, shutdown: Shutdown) -> Result<Running> {
     fs::create_dir_all(&directory)?;
     fs::set_permissions(&directory, Permissions::from_mode(0o700))?;
     let lock = File::options().create(true).truncate(false).write(true).open(directory.join("lock"))?;
-    if lock.try_lock().is_err() {
+    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(Error::new(Reason::StoreBusy, "another agent uses this state directory"));
     }
     let clock: SharedClock = Arc::new(SystemClock);

@@ -12,7 +12,7 @@
 //! queue. Nothing waits for ever: a stream on which nothing moves for the idle timeout ends with `IDLE_TIMEOUT`.
 //!
 //! Servers implement [`BulkHandler`] and mount [`BulkServer`] beside the generated services. Clients use [`UploadCall`]
-//! and [`download`]. The choice is explained in `docs/adr/0005-zero-copy-bulk-streams.md`.
+//! and [`download()`]. The choice is explained in `docs/adr/0005-zero-copy-bulk-streams.md`.
 
 mod body;
 mod client;

@@ -2,9 +2,9 @@
 //!
 //! * [`put_file`], [`put_reader`]: one file up. Cutting and hashing, asking what the server lacks, and sending run side
 //!   by side; only what is missing is sent; one commit publishes it.
-//! * [`put_tree`], [`put_many`]: many files up, small ones in batches.
+//! * [`put_tree()`], [`put_many`]: many files up, small ones in batches.
 //! * [`get_file`], [`read_file`]: one file down, every chunk verified before it is used, only what is not here yet.
-//! * [`get_tree`]: a directory down, small files in batches.
+//! * [`get_tree()`]: a directory down, small files in batches.
 //!
 //! A connection that breaks, a server that restarts, an answer that is lost: work goes on from what has arrived, for as
 //! long as [`RetryPolicy`] says. Uploads are idempotent (one upload id, one result); downloads keep what is verified in a

@@ -37,7 +37,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is needed to call a central server.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// "host", "host:port" or "[v6]:port".
+    /// `host`, `host:port` or `[v6]:port`.
     pub server: String,
     /// The office's CA certificates, PEM.
     pub ca_pem: String,

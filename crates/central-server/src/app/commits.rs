@@ -11,7 +11,7 @@
 //! is held until the last transaction is durable.
 //!
 //! **Sending a commit again is harmless.** Content carries the id of the upload that brought it. A file is taken for
-//! published already if the present content, or one of the newest [`REPEATS`] old versions, was brought by the same upload
+//! published already if the present content, or one of the newest `REPEATS` old versions, was brought by the same upload
 //! with the same chunks, mode and time; the answer is the version of then. That needs no memory beside the file itself, so
 //! it holds after a restart, however the files are grouped when they are sent again, and for expectations that the first
 //! attempt itself made false. Two things are not known for repetitions: a file that somebody has deleted or moved away

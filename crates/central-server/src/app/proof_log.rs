@@ -2,7 +2,7 @@
 //! instead of from the beginning.
 //!
 //! Two files in `DATA/uploads`: `current`, appended to, and `previous`, what `current` was before it reached
-//! [`LIMIT_BYTES`]. A record: length (u32 little-endian) of what follows, upload id (16), time (u64), owner (u8 length and
+//! `LIMIT_BYTES`. A record: length (u32 little-endian) of what follows, upload id (16), time (u64), owner (u8 length and
 //! text), chunk ids (32 each), and the first 16 bytes of the BLAKE3 of all that. Reading ends at the first record that is
 //! not whole. Nothing is synced: what is lost costs a client that it sends chunks again. What is read back proves only
 //! that a chunk arrived; whether the store still has it is asked at the commit, as always.

@@ -1,7 +1,7 @@
 //! `atrium.v1.TransferService`: content in and out, without copying it.
 //!
 //! An upload's messages are handed, one at a time and at most two waiting, to one blocking thread per stream that checks
-//! digests and appends. A download is filled by blocking steps of about [`STEP_BYTES`] while the step before is on its way
+//! digests and appends. A download is filled by blocking steps of about `STEP_BYTES` while the step before is on its way
 //! to the caller. So a stream holds a few messages of content and no more.
 
 use crate::app::App;
@@ -108,8 +108,10 @@ fn append(app: &App, caller: &Caller, mut messages: mpsc::Receiver<Message>) -> 
     while let Some((upload, chunks)) = messages.blocking_recv() {
         disk::require_space(app)?;
         let owned = uploads::begin(app, caller, upload)?;
-        let found: Vec<ChunkRef> =
-            chunks.iter().map(|(id, data)| ChunkRef { id: *id, len: u32::try_from(data.len()).unwrap_or(u32::MAX) }).collect();
+        let found: Vec<ChunkRef> = chunks
+            .iter()
+            .map(|(id, data)| ChunkRef { id: *id, len: u32::try_from(data.len()).unwrap_or(u32::MAX) })
+            .collect();
         let ropes: Vec<(ChunkId, Vec<Bytes>)> = chunks.into_iter().map(|(id, data)| (id, data.into_pieces())).collect();
         app.chunks.append_many(&ropes, owned.lease())?;
         owned.arrived(&found)?;

@@ -45,7 +45,7 @@ impl ServerAddress {
 impl FromStr for ServerAddress {
     type Err = Error;
 
-    /// Reads "host", "host:port", "192.0.2.1:port", "[2001:db8::1]:port" or "2001:db8::1".
+    /// Reads `host`, `host:port`, `192.0.2.1:port`, `[2001:db8::1]:port` or `2001:db8::1`.
     fn from_str(text: &str) -> Result<Self> {
         let text = text.trim();
         let wrong = || {

@@ -75,7 +75,9 @@ impl Contender for Atrium {
         let text = |p: &Path| p.to_string_lossy().into_owned();
         match work {
             Work::PutBig => self.each(&[words(&["put", "-p", &text(&inputs.big), &format!("{place}/big.bin")])])?,
-            Work::PutChanged => self.each(&[words(&["put", "-p", &text(&inputs.changed), &format!("{place}/big.bin")])])?,
+            Work::PutChanged => {
+                self.each(&[words(&["put", "-p", &text(&inputs.changed), &format!("{place}/big.bin")])])?
+            }
             Work::GetBig => {
                 self.each(&[words(&["get", &format!("{place}/big.bin"), &text(&scratch.join("big.bin"))])])?
             }

@@ -60,12 +60,15 @@ impl Drop for Server {
     }
 }
 
+/// Systems that people use now, running.
+pub type Peers = Vec<Box<dyn Contender>>;
+
 /// Starts all peers that are installed; says which are missing.
 ///
 /// # Errors
 /// One that is installed does not start.
-pub fn start_all(directory: &Path) -> Result<(Vec<Box<dyn Contender>>, Vec<String>)> {
-    let mut peers: Vec<Box<dyn Contender>> = Vec::new();
+pub fn start_all(directory: &Path) -> Result<(Peers, Vec<String>)> {
+    let mut peers: Peers = Vec::new();
     let mut missing = Vec::new();
     let mut want = |programs: &[&str]| -> Option<Vec<PathBuf>> {
         let found: Option<Vec<PathBuf>> = programs.iter().map(|p| installed(p)).collect();

@@ -52,8 +52,7 @@ impl Policy {
         }
     }
 
-    /// How many of a file's old versions (oldest first: when each was taken) are to go, and when the present content was
-    /// taken.
+    /// How many of a file's oldest versions are to go; `taken_ms` says when each was taken, oldest first.
     fn surplus(&self, taken_ms: &[u64], now_ms: u64) -> usize {
         let count = taken_ms.len();
         let beyond_newest = count.saturating_sub(KEEP_NEWEST);

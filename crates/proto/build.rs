@@ -17,10 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         file: set.file.iter().filter(|f| !f.package().starts_with("atrium.record")).cloned().collect(),
     };
     std::fs::write(out.join("public.bin"), public.encode_to_vec())?;
-    tonic_prost_build::configure()
-        .bytes(".")
-        .emit_rerun_if_changed(false)
-        .compile_fds(set)?;
+    tonic_prost_build::configure().bytes(".").emit_rerun_if_changed(false).compile_fds(set)?;
     Ok(())
 }
 

@@ -51,9 +51,7 @@ impl Caller {
     /// # Errors
     /// `CREDENTIALS_MISSING`.
     pub fn require_user(&self) -> Result<&UserIdentity> {
-        self.user
-            .as_ref()
-            .ok_or_else(|| Error::new(Reason::CredentialsMissing, "this needs a signed-in user"))
+        self.user.as_ref().ok_or_else(|| Error::new(Reason::CredentialsMissing, "this needs a signed-in user"))
     }
 
     /// True for the role ADMIN and for the local administrator.

@@ -3,10 +3,10 @@
 use crate::app::App;
 use crate::app::caller::Caller;
 use crate::app::watch::{Delivery, Watcher};
+use crate::grpc::file::convert::timestamp;
 use common::error::{Error, Reason, Result};
 use common::model::RootName;
 use common::status::to_status;
-use crate::grpc::file::convert::timestamp;
 use proto::v1;
 use proto::v1::watch_service_server::WatchService;
 use std::time::Duration;

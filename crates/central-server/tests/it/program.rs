@@ -25,7 +25,8 @@ impl Place {
 
     fn secret(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
-        let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path).unwrap();
+        let mut file =
+            std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path).unwrap();
         file.write_all(text.as_bytes()).unwrap();
         path
     }

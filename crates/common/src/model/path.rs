@@ -87,9 +87,9 @@ impl EntryPath {
     /// # Errors
     /// `PATH_INVALID`, `NAME_INVALID`.
     pub fn parse(text: &str) -> Result<Self> {
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| {
-            Error::new(Reason::PathInvalid, format!("{text:?} does not name a place on the server"))
-        })?;
+        let (scheme, rest) = text
+            .split_once(':')
+            .ok_or_else(|| Error::new(Reason::PathInvalid, format!("{text:?} does not name a place on the server")))?;
         let rest = rest.strip_prefix('/').unwrap_or(rest);
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         match scheme {
@@ -152,7 +152,9 @@ mod tests {
 
     #[test]
     fn hostile_paths_are_refused() {
-        for bad in ["", "x", "public:", "home:a//b", "home:../x", "home:a/./b", "other:x", "home/:x", "home/a/b:x", "c:\\x"] {
+        for bad in
+            ["", "x", "public:", "home:a//b", "home:../x", "home:a/./b", "other:x", "home/:x", "home/a/b:x", "c:\\x"]
+        {
             assert!(EntryPath::parse(bad).is_err(), "{bad:?}");
         }
         assert!(EntryPath::new("home", &"a/".repeat(200)).is_err());

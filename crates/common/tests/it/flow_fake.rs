@@ -239,7 +239,14 @@ impl FileService for Fake {
             return Err(to_status(&unknown(&key)));
         }
         let from: usize = request.page_token.parse().unwrap_or(0);
-        let children: Vec<&Key> = state.entries.keys().filter(|k| parent(k).as_ref() == Some(&key)).collect();
+        let below = if key.1.is_empty() { String::new() } else { format!("{}/", key.1) };
+        let children: Vec<&Key> = state
+            .entries
+            .range((key.0.clone(), below.clone())..)
+            .map(|(k, _)| k)
+            .take_while(|k| k.0 == key.0 && k.1.starts_with(&below))
+            .filter(|k| !k.1[below.len()..].contains('/'))
+            .collect();
         let mut entries: Vec<_> = children.iter().skip(from).take(300).filter_map(|k| state.describe(k)).collect();
         let next = from + entries.len();
         if from == 0 {

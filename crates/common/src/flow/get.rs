@@ -7,7 +7,7 @@ use super::local::{LocalFile, PartFile, blocking, exists, local_error, publish};
 use super::options::GetOptions;
 use super::progress::{Progress, Tracker};
 use crate::bulk::Rope;
-use crate::chunk::Chunker;
+use crate::chunk::ParallelChunker;
 use crate::error::{Error, Reason, Result};
 use crate::model::{ChunkId, EntryPath};
 use crate::rpc::OfficeConnection;
@@ -232,7 +232,9 @@ fn holds(part: &PartFile, offset: u64, len: usize, id: &ChunkId, buffer: &mut Ve
 /// Cuts a local file and takes the chunks that are wanted.
 fn reuse(part: &PartFile, file: LocalFile, missing: Vec<Wanted>) -> Result<Vec<Wanted>> {
     let mut wanted: HashMap<ChunkId, Wanted> = missing.into_iter().map(|w| (w.chunk.id, w)).collect();
-    for piece in Chunker::new(&file.file) {
+    // Cut and hashed by other threads, while this one writes.
+    let Ok(pieces) = ParallelChunker::new(file.file) else { return Ok(sorted(wanted)) };
+    for piece in pieces {
         let Ok(piece) = piece else { break };
         if let Some(w) = wanted.remove(&piece.chunk.id) {
             write(part, &w, &piece.data.into())?;
@@ -241,7 +243,11 @@ fn reuse(part: &PartFile, file: LocalFile, missing: Vec<Wanted>) -> Result<Vec<W
             break;
         }
     }
+    Ok(sorted(wanted))
+}
+
+fn sorted(wanted: HashMap<ChunkId, Wanted>) -> Vec<Wanted> {
     let mut missing: Vec<Wanted> = wanted.into_values().collect();
     missing.sort_unstable_by_key(|w| w.offset);
-    Ok(missing)
+    missing
 }

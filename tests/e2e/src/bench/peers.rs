@@ -276,7 +276,7 @@ impl Samba {
         child.stdin.take().context("smbpasswd")?.write_all(b"bench\nbench\n")?;
         ensure!(child.wait()?.success(), "smbpasswd failed");
         let server =
-            Server::start(Command::new(&programs[0]).args(["-F", "--no-process-group", "-s"]).arg(&config), port)?;
+            Server::start(Command::new(&programs[0]).args(["-F", "-s"]).arg(&config), port)?;
         Ok(Self { server, port, files })
     }
 

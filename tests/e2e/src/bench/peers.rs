@@ -275,8 +275,7 @@ impl Samba {
         use std::io::Write;
         child.stdin.take().context("smbpasswd")?.write_all(b"bench\nbench\n")?;
         ensure!(child.wait()?.success(), "smbpasswd failed");
-        let server =
-            Server::start(Command::new(&programs[0]).args(["-F", "-s"]).arg(&config), port)?;
+        let server = Server::start(Command::new(&programs[0]).args(["-F", "-s"]).arg(&config), port)?;
         Ok(Self { server, port, files })
     }
 

@@ -3,10 +3,9 @@
 //! `device.key` (the machine's Ed25519 key, made once), `membership.json` (everything else, replaced atomically). The
 //! machine has joined exactly if `membership.json` is there; joining writes it last.
 
-use crate::people::write_private;
 use arc_swap::ArcSwapOption;
 use common::error::{Error, Reason, Result};
-use common::identity::DeviceKey;
+use common::identity::{DeviceKey, write_secret};
 use common::tls::DeviceCredentials;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -85,7 +84,7 @@ impl Member {
     pub fn set(&self, membership: Membership) -> Result<()> {
         let text =
             serde_json::to_vec_pretty(&membership).map_err(|e| Error::internal("the membership").caused_by(e))?;
-        write_private(&self.file, &text)?;
+        write_secret(&self.file, &text)?;
         self.current.store(Some(Arc::new(membership)));
         Ok(())
     }

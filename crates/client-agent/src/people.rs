@@ -4,13 +4,12 @@
 //! reboot. A token leaves this module only to the user whose it is, and to the server.
 
 use common::error::{Error, Reason, Result};
+use common::identity::write_secret;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A Unix user's session.
@@ -83,27 +82,10 @@ impl People {
         let mut next = sessions.clone();
         apply(&mut next);
         let text = serde_json::to_vec(&next).map_err(|e| Error::internal("the agent's sessions").caused_by(e))?;
-        write_private(&self.file, &text)?;
+        write_secret(&self.file, &text)?;
         *sessions = next;
         Ok(())
     }
-}
-
-/// Replaces a file atomically and durably, readable by its owner only.
-///
-/// # Errors
-/// I/O.
-pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    let _ = fs::remove_file(&temporary);
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    if let Some(parent) = path.parent() {
-        File::open(parent)?.sync_all()?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use common::error::{Error, Reason, Result};
 use common::model::EntryPath;
 use common::status::{from_status, to_status};
 use common::tls::PeerIdentity;
+use common::wire::timestamp_from_ms;
 use proto::agent::v1 as agent;
 use proto::agent::v1::agent_service_server::AgentService;
 use proto::v1;
@@ -57,10 +58,6 @@ fn peer_of<T>(request: &Request<T>) -> Result<PeerIdentity> {
     found.ok_or_else(|| Error::internal("a local call without the peer's credentials"))
 }
 
-fn timestamp(ms: u64) -> prost_types::Timestamp {
-    prost_types::Timestamp { seconds: (ms / 1000) as i64, nanos: (ms % 1000 * 1_000_000) as i32 }
-}
-
 fn reply<T>(result: Result<T>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|e| to_status(&e))
 }
@@ -103,7 +100,7 @@ impl Service {
             office: membership.as_ref().map(|m| m.office.clone()).unwrap_or_default(),
             server: membership.as_ref().map(|m| m.server.clone()).unwrap_or_default(),
             device_id: self.member.key.device_id().to_string(),
-            certificate_expire_time: membership.as_ref().map(|m| timestamp(m.certificate_end_ms)),
+            certificate_expire_time: membership.as_ref().map(|m| timestamp_from_ms(m.certificate_end_ms)),
             queued_count: queued_count as u64,
             queued_bytes,
             cache_bytes: self.cache.used_bytes(),
@@ -167,7 +164,7 @@ impl Service {
         self.people.set(uid, Session { user: user.clone(), token: answer.token, expire_ms })?;
         self.link.forget(uid);
         self.queue.release(uid)?;
-        Ok(agent::LoginResponse { user, expire_time: Some(timestamp(expire_ms)) })
+        Ok(agent::LoginResponse { user, expire_time: Some(timestamp_from_ms(expire_ms)) })
     }
 
     async fn logout(&self, uid: u32) -> Result<agent::LogoutResponse> {
@@ -274,7 +271,7 @@ impl Service {
             root: i.root,
             path: i.path,
             size_bytes: i.size_bytes,
-            create_time: Some(timestamp(i.create_ms)),
+            create_time: Some(timestamp_from_ms(i.create_ms)),
             attempt_count: i.attempts,
             last_error: i.last_error,
             held: i.held,

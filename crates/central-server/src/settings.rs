@@ -156,7 +156,7 @@ pub struct Files {
     pub version_max: u32,
     /// Time between passes that apply these rules.
     pub retention_interval: HumanDuration,
-    /// Longest check-out of a file; a longer one must be renewed.
+    /// Longest check-out of a file; a longer wish gets this, and is renewed. 30 days, the longest of the contract, at most.
     pub lock_max: HumanDuration,
     /// Limit of a new private directory; 0 means none.
     pub home_quota: ByteSize,
@@ -300,7 +300,7 @@ impl Default for Files {
             version_keep: HumanDuration::days(90),
             version_max: 100,
             retention_interval: HumanDuration::hours(1),
-            lock_max: HumanDuration::hours(24),
+            lock_max: HumanDuration::days(30),
             home_quota: ByteSize(0),
             max_file: ByteSize::gib(1024),
             transfer_idle: HumanDuration::minutes(1),
@@ -416,7 +416,7 @@ impl common::settings::Settings for Settings {
             "must be 1s or more",
         );
         within("files.version_max", self.files.version_max.into(), 1, 10_000, "must be 1 to 10000");
-        within("files.lock_max", self.files.lock_max.as_millis(), 60_000, u64::MAX, "must be 1m or more");
+        within("files.lock_max", self.files.lock_max.as_millis(), 60_000, 30 * day, "must be 1m to 30d");
         within("files.transfer_idle", self.files.transfer_idle.as_millis(), 1_000, day, "must be 1s to 1d");
         within("sessions.lifetime", self.sessions.lifetime.as_millis(), 60_000, u64::MAX, "must be 1m or more");
         within("sessions.hashers", self.sessions.hashers as u64, 1, 64, "must be 1 to 64");

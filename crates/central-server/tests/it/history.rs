@@ -215,6 +215,25 @@ async fn a_lock_is_given_back_by_its_holder_or_broken_by_a_manager() {
 }
 
 #[tokio::test]
+async fn a_lock_lives_as_long_as_the_contract_allows_or_as_the_office_wants() {
+    const DAY: u64 = 86_400;
+    let start = 1_700_000_000_000;
+    let end = async |desk: &Desk, days: u64| {
+        let lifetime = Duration::from_secs(days * DAY);
+        locks::lock(&desk.app, &desk.anna, path("home:a"), lifetime, String::new())
+            .await
+            .map(|e| (e.lock.unwrap().expire_ms - start) / 1000 / DAY)
+    };
+    let desk = Desk::new().await;
+    desk.file("home:a", b"1").await;
+    assert_eq!(end(&desk, 30).await.unwrap(), 30);
+    is(end(&desk, 31).await, Reason::FieldInvalid);
+    let strict = Desk::with(|s| s.files.lock_max = HumanDuration::days(2)).await;
+    strict.file("home:a", b"1").await;
+    assert_eq!(end(&strict, 30).await.unwrap(), 2);
+}
+
+#[tokio::test]
 async fn what_is_referenced_survives_reclaiming_and_the_rest_goes() {
     let desk = Desk::new().await;
     desk.file("home:a", b"version one").await;

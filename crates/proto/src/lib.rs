@@ -16,6 +16,14 @@ pub mod agent {
     }
 }
 
+/// Node to node, and a node's local contract.
+pub mod peer {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("atrium.peer.v1");
+    }
+}
+
 /// Records of the central server's store. Not part of the public contract.
 pub mod record {
     /// Version 1.

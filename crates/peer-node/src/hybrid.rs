@@ -1,0 +1,1 @@
+//! The central server of the office as one more source.

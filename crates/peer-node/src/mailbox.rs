@@ -1,0 +1,1 @@
+//! Store and re-send: parcels, outbox, inbox, keepers, receipts.

@@ -1,0 +1,1 @@
+//! Who belongs: signed records, invites, groups, gossip.

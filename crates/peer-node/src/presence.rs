@@ -1,0 +1,1 @@
+//! Who is there and how to reach them: multicast DNS, beacon, seeds.

@@ -1,0 +1,1 @@
+//! Moving chunks: serving, following, scheduling, writing, resuming.

@@ -1,0 +1,1 @@
+//! Two-way shares: version vectors, conflicts, kept deletions.

@@ -45,7 +45,7 @@ pub fn spawn(shared: &Shared, identity: ServerIdentity, shutdown: &Shutdown) {
     start(at("retention", minute, settings.files.retention_interval.get()), tasks::retention);
     start(at("purge", Duration::from_secs(5), Duration::from_secs(30)), tasks::purge);
     start(at("change-log", minute, Duration::from_secs(300)), tasks::change_log);
-    start(at("reclaim", minute * 10, settings.chunks.reclaim_interval.get()), tasks::reclaim);
+    start(at(crate::app::reclaim::PART_PASS, minute * 10, settings.chunks.reclaim_interval.get()), tasks::reclaim);
     start(at("scrub", settings.chunks.scrub_interval.get() / 2, settings.chunks.scrub_interval.get()), tasks::scrub);
     // At the start too, if the newest one is older than the interval.
     let age = Duration::from_millis(app.clock.now_ms().saturating_sub(crate::app::admin::snapshot_ms(app)));

@@ -50,6 +50,8 @@ pub struct Readings {
     pub disk_free_bytes: u64,
     /// Whether nothing is wrong.
     pub healthy: bool,
+    /// Problems that upkeep has found and that are not mended.
+    pub problems: u64,
 }
 
 /// All numbers.
@@ -72,6 +74,7 @@ pub struct Metrics {
     chunks: Gauge,
     disk_free_bytes: Gauge,
     healthy: Gauge,
+    problems: Gauge,
 }
 
 /// 0.5 ms to about 2 minutes in steps of four: calls from a look-up to a long transfer.
@@ -103,6 +106,7 @@ impl Default for Metrics {
             chunks: Gauge::default(),
             disk_free_bytes: Gauge::default(),
             healthy: Gauge::default(),
+            problems: Gauge::default(),
             registry: Mutex::new(Registry::default()),
         };
         let r = &mut registry;
@@ -124,6 +128,7 @@ impl Default for Metrics {
         r.register("chunks", "Chunks in the index", metrics.chunks.clone());
         r.register_with_unit("disk_free", "Free space for data", Unit::Bytes, metrics.disk_free_bytes.clone());
         r.register("healthy", "1 if nothing is wrong", metrics.healthy.clone());
+        r.register("problems", "Problems that are not mended", metrics.problems.clone());
         *metrics.registry.lock() = registry;
         metrics
     }
@@ -180,6 +185,7 @@ impl Metrics {
         self.chunks.set(signed(now.chunks));
         self.disk_free_bytes.set(signed(now.disk_free_bytes));
         self.healthy.set(i64::from(now.healthy));
+        self.problems.set(signed(now.problems));
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry.lock());
@@ -227,7 +233,7 @@ mod tests {
         metrics.task_ran("snapshot", false);
         metrics.connections_seen(2, 3);
         metrics.connections_seen(2, 4);
-        let text = metrics.render(&Readings { connections: 7, healthy: true, ..Readings::default() });
+        let text = metrics.render(&Readings { connections: 7, healthy: true, problems: 2, ..Readings::default() });
         for line in [
             "atrium_rpc_total{method=\"/a/B\",code=\"NOT_FOUND\"} 1",
             "atrium_rpc_duration_seconds_count{method=\"/a/B\"} 1",
@@ -238,6 +244,7 @@ mod tests {
             "atrium_tls_handshakes_failed_total 4",
             "atrium_connections 7",
             "atrium_healthy 1",
+            "atrium_problems 2",
             "atrium_build_info{version=\"",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

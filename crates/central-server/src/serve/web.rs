@@ -73,12 +73,14 @@ fn readings(shared: &Shared) -> Readings {
     let failed = stats.handshakes_failed() + stats.handshakes_timed_out() + stats.handshakes_dropped();
     shared.metrics.connections_seen(refused, failed);
     let chunks = app.chunks.stats();
+    let problems = app.health.problems().len() as u64;
     Readings {
         connections: shared.connections(),
         revision: app.store.revision(),
         stored_bytes: chunks.stored_bytes,
         chunks: chunks.chunk_count,
         disk_free_bytes: disk::free_bytes(&app.settings.server.data_directory).unwrap_or(0),
-        healthy: app.health.problems().is_empty() && !app.store.is_failed(),
+        healthy: problems == 0 && !app.store.is_failed(),
+        problems,
     }
 }

@@ -126,8 +126,12 @@ pub struct StoreSection {
     pub snapshot_keep: usize,
     /// Time between automatic snapshots.
     pub snapshot_interval: HumanDuration,
-    /// Changes that are kept for watchers.
+    /// Most changes that are kept for watchers, however new they are.
     pub changes_keep: u64,
+    /// Changes older than this go.
+    pub changes_age: HumanDuration,
+    /// The newest changes, which are kept however old they are.
+    pub changes_min: u64,
 }
 
 /// Content.
@@ -278,6 +282,8 @@ impl Default for StoreSection {
             snapshot_keep: 7,
             snapshot_interval: HumanDuration::hours(24),
             changes_keep: 1_000_000,
+            changes_age: HumanDuration::days(7),
+            changes_min: 10_000,
         }
     }
 }
@@ -399,6 +405,9 @@ impl common::settings::Settings for Settings {
             "must be 1m or more",
         );
         within("store.changes_keep", self.store.changes_keep, 1000, u64::MAX, "must be 1000 or more");
+        within("store.changes_age", self.store.changes_age.as_millis(), 60_000, u64::MAX, "must be 1m or more");
+        let keep = self.store.changes_keep;
+        within("store.changes_min", self.store.changes_min, 0, keep, "must not be larger than store.changes_keep");
         within("chunks.segment", self.chunks.segment.0, 8 * mib, 1024 * mib, "must be 8MiB to 1GiB");
         within(
             "chunks.reclaim_interval",

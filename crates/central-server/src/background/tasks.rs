@@ -1,6 +1,6 @@
 //! What the tasks do.
 
-use crate::app::{App, audit, devices, disk, expiry, reclaim, retention};
+use crate::app::{App, audit, change_log, devices, disk, expiry, reclaim, retention};
 use crate::grpc::auth::OpenStreams;
 use common::error::{Error, Result};
 use std::future::Future;
@@ -28,10 +28,12 @@ pub(super) fn disk_space(app: App) -> Pass {
     Box::pin(blocking(move || disk::look(&app).map(|_| ())))
 }
 
-/// Removes sessions, invites and answers whose time is over, and sums up refusals that were not noted one by one.
+/// Removes sessions, invites and answers whose time is over, sums up refusals that were not noted one by one, and looks
+/// whether damaged content was mended.
 pub(super) fn expiry(app: App) -> Pass {
     Box::pin(async move {
         audit::flush_refusals(&app).await;
+        reclaim::look(&app);
         let removed = expiry::sweep(&app).await?;
         tracing::debug!(removed, "expired records removed");
         Ok(())
@@ -65,15 +67,9 @@ pub(super) fn purge(app: App) -> Pass {
     })
 }
 
-/// Keeps the change log at the length that watchers are promised.
+/// Keeps the change log as long as watchers are promised.
 pub(super) fn change_log(app: App) -> Pass {
-    Box::pin(async move {
-        let keep_after = app.store.revision().saturating_sub(app.settings.store.changes_keep);
-        if keep_after > app.store.stats().oldest_cursor {
-            app.store.trim_changes(keep_after).await?;
-        }
-        Ok(())
-    })
+    Box::pin(async move { change_log::trim(&app).await.map(drop) })
 }
 
 /// Frees the space of content that nothing refers to.

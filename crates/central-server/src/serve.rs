@@ -11,7 +11,7 @@ mod connection;
 mod notify;
 mod web;
 
-use crate::app::App;
+use crate::app::{App, devices};
 use crate::app::file_state::FileState;
 use crate::app::office::{DataDirectory, Keys, Layout, Office};
 use crate::background;
@@ -279,6 +279,10 @@ impl Stop {
             shared.served.abort().await;
         }
         shared.pipeline.close();
+        // Nobody calls any more: what is noted now is all there is. A store that failed takes nothing, and says so.
+        if let Err(error) = devices::flush_seen(&shared.app).await {
+            tracing::warn!(?error, "when devices were last seen was not written");
+        }
         let App { store, chunks, .. } = shared.app;
         let synced = chunks.sync().await;
         drop(chunks);

@@ -19,3 +19,4 @@ mod model;
 mod program;
 mod server;
 mod sessions;
+mod upkeep;

@@ -11,9 +11,9 @@ mod connection;
 mod notify;
 mod web;
 
-use crate::app::{App, devices};
 use crate::app::file_state::FileState;
 use crate::app::office::{DataDirectory, Keys, Layout, Office};
+use crate::app::{App, devices};
 use crate::background;
 use crate::grpc;
 use crate::grpc::health::HealthReport;

@@ -28,6 +28,7 @@ pub mod quota;
 pub mod reclaim;
 pub mod records;
 pub mod references;
+pub mod remembered;
 pub mod retention;
 pub mod rights;
 pub mod sessions;

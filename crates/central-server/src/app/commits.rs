@@ -193,7 +193,12 @@ pub async fn commit(
             .with("field", "files"));
     }
     disk::require_space(app)?;
-    let upload = uploads::begin(app, caller, upload)?;
+    let id = upload;
+    // Files without content need none of what keeps chunks: no proof, no lease, no sync of the chunk store.
+    let upload = if chunk_count > 0 { Some(uploads::begin(app, caller, id)?) } else { None };
+    if upload.is_none() {
+        uploads::name(app, caller, id)?;
+    }
     let mut results: Vec<Option<Published>> = Vec::new();
     results.resize_with(files.len(), || None);
     let guard = app.chunks.commit_guard();
@@ -202,7 +207,7 @@ pub async fn commit(
     let mut since_yield = 0;
     for (at, file) in files.into_iter().enumerate() {
         since_yield += file.as_ref().map_or(0, |f| f.chunks.len());
-        match file.and_then(|order| prepare(app, &upload, &guard, at, order, &mut manifests)) {
+        match file.and_then(|order| prepare(app, (id, upload.as_ref()), &guard, at, order, &mut manifests)) {
             Ok(file) => prepared.push(file),
             Err(error) => results[at] = Some(Err(error.into())),
         }
@@ -211,10 +216,12 @@ pub async fn commit(
             tokio::task::yield_now().await;
         }
     }
-    if !manifests.is_empty() {
-        store_manifests(app, &upload, &guard, manifests).await?;
+    if let Some(upload) = &upload {
+        if !manifests.is_empty() {
+            store_manifests(app, upload, &guard, manifests).await?;
+        }
+        app.chunks.sync().await?;
     }
-    app.chunks.sync().await?;
 
     let policy = Policy::of(&app.settings);
     let mut batches = Vec::new();
@@ -235,7 +242,7 @@ pub async fn commit(
 
 fn prepare(
     app: &App,
-    upload: &Owned,
+    (id, upload): (UploadId, Option<&Owned>),
     guard: &CommitGuard<'_>,
     at: usize,
     order: FileCommit,
@@ -254,7 +261,7 @@ fn prepare(
             .why_is(format!("the server takes files of up to {limit} bytes"))
             .with("limit_bytes", limit));
     }
-    let unproven = upload.unproven(&order.chunks);
+    let unproven = upload.map(|upload| upload.unproven(&order.chunks)).unwrap_or_default();
     let absent = guard.require(&order.chunks).err().unwrap_or_default();
     let missing = merge(&unproven, &absent);
     let (mut inline_chunks, mut manifest_chunks) = (Bytes::new(), Vec::new());
@@ -280,7 +287,7 @@ fn prepare(
         author: String::new(),
         update_ms: 0,
         chunk_count: order.chunks.len() as u64,
-        upload: Bytes::copy_from_slice(upload.id().as_bytes()),
+        upload: Bytes::copy_from_slice(id.0.as_bytes()),
     };
     let order = FileCommit { chunks: Vec::new(), ..order };
     Ok(Prepared { at, order, content, missing })

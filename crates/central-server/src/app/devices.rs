@@ -84,12 +84,16 @@ impl LastSeen {
     }
 }
 
-/// True for a member that was not cut off. Notes that it was seen. One point read.
+/// First bytes of the keys that membership is read from.
+pub(crate) const KINDS: &[u8] = b"m";
+
+/// True for a member that was not cut off. Notes that it was seen. One point read, unless it is known already.
 ///
 /// # Errors
 /// Those of the store.
 pub fn is_allowed(app: &App, device: &DeviceId) -> Result<bool> {
-    let allowed = is_member(&app.store, &device.to_string())?;
+    let read = || Ok(is_member(&app.store, &device.to_string())?.then_some(()));
+    let allowed = app.identity.members.get(&app.store, device, read)?.is_some();
     if allowed {
         app.identity.seen.touch(device, app.clock.now_ms());
     }

@@ -18,10 +18,14 @@ use common::model::{DeviceId, EntryName, Principal, Right, Role, RootId, RootNam
 use common::store::{Txn, prefix_end};
 use proto::record::v1 as record;
 use std::collections::HashMap;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Most grants of one directory: its record stays small, and whoever needs more needs groups.
 pub const MAX_GRANTS: usize = 64;
+
+/// First byte of the keys of roots.
+pub(crate) const KINDS: &[u8] = b"s";
 
 /// A root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,15 +122,36 @@ fn unknown(name: &RootName) -> Error {
 /// `CREDENTIALS_MISSING` for nobody in particular; `DIRECTORY_UNKNOWN` if it is not there or the caller may not see it;
 /// `ACCESS_DENIED` if the caller may see it but has not the right.
 pub fn open(view: &impl View, caller: &Caller, name: &RootName, need: Right) -> Result<Root> {
+    let root = load(view, &full_name(caller, name)?)?.ok_or_else(|| unknown(name))?;
+    require(&root, caller, name, need)?;
+    Ok(root)
+}
+
+/// The root of this name as it is now, if the caller has this right to it. Like [`open`] on the store, but a root that has
+/// not changed is not read again.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_now(app: &App, caller: &Caller, name: &RootName, need: Right) -> Result<Arc<Root>> {
+    let full = full_name(caller, name)?;
+    let read = || Ok(load(&app.store, &full)?.map(Arc::new));
+    let root = app.files.roots.get(&app.store, full.as_str(), read)?.ok_or_else(|| unknown(name))?;
+    require(&root, caller, name, need)?;
+    Ok(root)
+}
+
+fn full_name(caller: &Caller, name: &RootName) -> Result<String> {
     if caller.user.is_none() && caller.device.is_none() && !caller.local_admin {
         caller.require_user()?;
     }
-    let full = match name {
+    Ok(match name {
         RootName::OwnHome => format!("home/{}", caller.require_user()?.name),
         other => other.to_string(),
-    };
-    let root = load(view, &full)?.ok_or_else(|| unknown(name))?;
-    match rights::right_of(&root, caller) {
+    })
+}
+
+fn require(root: &Root, caller: &Caller, name: &RootName, need: Right) -> Result<()> {
+    match rights::right_of(root, caller) {
         None => Err(unknown(name)),
         Some(right) if right < need => Err(Error::new(
             Reason::AccessDenied,
@@ -134,7 +159,7 @@ pub fn open(view: &impl View, caller: &Caller, name: &RootName, need: Right) -> 
         )
         .with("right", right.word())
         .with("needed", need.word())),
-        Some(_) => Ok(root),
+        Some(_) => Ok(()),
     }
 }
 

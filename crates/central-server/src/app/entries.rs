@@ -172,7 +172,7 @@ pub fn check_etag(record: &record::Entry, wanted: &str, path: &EntryPath) -> Res
 /// # Errors
 /// Those of rights and of finding.
 pub fn get(app: &App, caller: &Caller, path: &EntryPath) -> Result<Entry> {
-    let root = directories::open(&app.store, caller, &path.root, Right::Read)?;
+    let root = directories::open_now(app, caller, &path.root, Right::Read)?;
     if path.segments.is_empty() {
         return Ok(Entry::of_root(path.clone(), &root));
     }
@@ -195,7 +195,7 @@ pub struct Listing {
 /// # Errors
 /// `NOT_A_DIRECTORY`, `PAGE_TOKEN_INVALID`, those of rights and of finding.
 pub async fn list(app: &App, caller: &Caller, path: &EntryPath, page_size: u32, page_token: &str) -> Result<Listing> {
-    let root = directories::open(&app.store, caller, &path.root, Right::Read)?;
+    let root = directories::open_now(app, caller, &path.root, Right::Read)?;
     let directory = tree::directory(&app.store, &root, &path.segments)?.id;
     let size = match page_size {
         0 => DEFAULT_PAGE,

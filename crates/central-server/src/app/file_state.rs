@@ -1,14 +1,17 @@
 //! What the file service keeps in memory. All of it may be lost at any moment: clients then upload chunks again that the
 //! server drops as duplicates, and passes over the store begin anew. Uploads in flight are remembered as far as a log goes.
 
+use super::directories::{self, Root};
 use super::references::Relocations;
+use super::remembered::Remembered;
 use super::retention::Progress;
 use super::uploads::Uploads;
 use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the file service keeps in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FileState {
     /// Uploads in flight.
     pub uploads: Uploads,
@@ -16,7 +19,21 @@ pub struct FileState {
     pub relocations: Relocations,
     /// How far the retention rules have been applied.
     pub(super) retention: Mutex<Progress>,
+    /// Roots by their full names.
+    pub(super) roots: Remembered<String, Arc<Root>>,
     disk_full: AtomicBool,
+}
+
+impl Default for FileState {
+    fn default() -> Self {
+        Self {
+            uploads: Uploads::default(),
+            relocations: Relocations::default(),
+            retention: Mutex::default(),
+            roots: Remembered::new(directories::KINDS),
+            disk_full: AtomicBool::new(false),
+        }
+    }
 }
 
 impl FileState {

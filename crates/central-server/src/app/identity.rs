@@ -2,12 +2,15 @@
 
 use super::App;
 use super::audit::{self, Note, Refusals};
-use super::caller::Caller;
+use super::caller::{Caller, UserIdentity};
 use super::devices::LastSeen;
+use super::remembered::Remembered;
 use super::sessions::{LoginGuard, LoginSettings};
+use super::{devices, sessions};
 use common::clock::SharedClock;
 use common::enrol::Exchanges;
 use common::error::{Error, Reason, Result};
+use common::model::DeviceId;
 use tokio::sync::watch;
 
 /// State in memory. All of it may be lost at a restart: limits begin anew, and so do joins in progress.
@@ -17,6 +20,10 @@ pub struct Identity {
     pub(crate) refusals: Refusals,
     pub(crate) seen: LastSeen,
     pub(crate) exchanges: Exchanges,
+    /// Whom a session stands for, by the hash of its token.
+    pub(crate) sessions: Remembered<[u8; 32], UserIdentity>,
+    /// Devices that are members.
+    pub(crate) members: Remembered<DeviceId, ()>,
     changed: watch::Sender<u64>,
 }
 
@@ -31,6 +38,8 @@ impl Identity {
             refusals: Refusals::default(),
             seen: LastSeen::default(),
             exchanges: Exchanges::new(clock),
+            sessions: Remembered::new(sessions::KINDS),
+            members: Remembered::new(devices::KINDS),
             changed: watch::Sender::new(0),
         })
     }

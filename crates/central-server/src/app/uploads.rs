@@ -21,10 +21,11 @@ use common::chunk::{LEASE_IDLE, Lease};
 use common::error::{Error, Reason, Result};
 use common::model::{ChunkId, ChunkRef, UploadId};
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Most uploads.
 pub const UPLOADS_MAX: usize = 8_192;
@@ -47,6 +48,8 @@ pub struct Uploads {
 #[derive(Default)]
 struct Table {
     uploads: HashMap<UploadId, Upload>,
+    /// The same by owner, in the order of their last use: at the bound that is asked for with every new upload.
+    by_use: HashMap<Arc<str>, BTreeSet<(u64, Uuid)>>,
     proofs: usize,
 }
 
@@ -68,9 +71,42 @@ impl Upload {
 
 impl Table {
     fn forget(&mut self, upload: UploadId) {
-        if let Some(gone) = self.uploads.remove(&upload) {
-            self.proofs -= gone.proofs();
+        let Some(gone) = self.uploads.remove(&upload) else { return };
+        self.proofs -= gone.proofs();
+        if let Some(own) = self.by_use.get_mut(&gone.owner) {
+            own.remove(&(gone.last_ms, upload.0));
+            if own.is_empty() {
+                self.by_use.remove(&gone.owner);
+            }
         }
+    }
+
+    fn touch(&mut self, id: UploadId, owner: &str, now_ms: u64) -> Result<bool> {
+        let Some(upload) = self.uploads.get_mut(&id) else { return Ok(false) };
+        if upload.is_over(now_ms) {
+            self.forget(id);
+            return Ok(false);
+        }
+        if *upload.owner != *owner {
+            return Err(Error::new(Reason::UploadInvalid, "the upload id is another's").with("field", "upload_id"));
+        }
+        let then = upload.last_ms;
+        upload.last_ms = then.max(now_ms);
+        let (owner, now) = (upload.owner.clone(), upload.last_ms);
+        if let Some(own) = self.by_use.get_mut(&owner) {
+            own.remove(&(then, id.0));
+            own.insert((now, id.0));
+        }
+        Ok(true)
+    }
+
+    fn insert(&mut self, id: UploadId, owner: &str, now_ms: u64) {
+        let owner: Arc<str> = match self.by_use.get_key_value(owner) {
+            Some((owner, _)) => owner.clone(),
+            None => owner.into(),
+        };
+        self.by_use.entry(owner.clone()).or_default().insert((now_ms, id.0));
+        self.uploads.insert(id, Upload { owner, last_ms: now_ms, newer: HashSet::new(), older: HashSet::new() });
     }
 
     /// The owner with most, by this measure.
@@ -83,12 +119,11 @@ impl Table {
     }
 
     fn least_recent_of(&self, owner: &str, except: UploadId) -> Option<UploadId> {
-        let own = self.uploads.iter().filter(|(id, u)| *u.owner == *owner && **id != except);
-        own.min_by_key(|(_, u)| u.last_ms).map(|(id, _)| *id)
+        self.by_use.get(owner)?.iter().map(|(_, id)| UploadId(*id)).find(|id| *id != except)
     }
 
     fn make_room(&mut self, owner: &str, now_ms: u64) {
-        if self.uploads.values().filter(|u| *u.owner == *owner).count() >= UPLOADS_PER_OWNER
+        if self.by_use.get(owner).map_or(0, BTreeSet::len) >= UPLOADS_PER_OWNER
             && let Some(oldest) = self.least_recent_of(owner, UploadId(uuid::Uuid::nil()))
         {
             self.forget(oldest);
@@ -97,7 +132,7 @@ impl Table {
             self.expire(now_ms);
         }
         if self.uploads.len() >= UPLOADS_MAX
-            && let Some(largest) = self.largest(|_| 1)
+            && let Some(largest) = self.by_use.iter().max_by_key(|(_, own)| own.len()).map(|(owner, _)| owner.clone())
             && let Some(oldest) = self.least_recent_of(&largest, UploadId(uuid::Uuid::nil()))
         {
             self.forget(oldest);
@@ -105,8 +140,11 @@ impl Table {
     }
 
     fn expire(&mut self, now_ms: u64) {
-        let over: Vec<UploadId> = self.uploads.iter().filter(|(_, u)| u.is_over(now_ms)).map(|(id, _)| *id).collect();
-        over.into_iter().for_each(|id| self.forget(id));
+        let is_over = |last_ms: u64| now_ms.saturating_sub(last_ms) >= LEASE_IDLE.as_millis() as u64;
+        let own = self.by_use.values();
+        let over: Vec<Uuid> =
+            own.flat_map(|own| own.iter().take_while(|(last_ms, _)| is_over(*last_ms))).map(|(_, id)| *id).collect();
+        over.into_iter().for_each(|id| self.forget(UploadId(id)));
     }
 
     fn add(&mut self, id: UploadId, proofs: impl Iterator<Item = u64>) {
@@ -166,21 +204,17 @@ impl Uploads {
         self.table.lock().expire(now_ms);
     }
 
+    /// Keeps an upload for another hour. False if there is none of this id.
+    fn touch(&self, id: UploadId, owner: &str, now_ms: u64) -> Result<bool> {
+        self.table.lock().touch(id, owner, now_ms)
+    }
+
     fn enter(&self, id: UploadId, owner: &str, now_ms: u64) -> Result<()> {
         let mut table = self.table.lock();
-        if table.uploads.get(&id).is_some_and(|u| u.is_over(now_ms)) {
-            table.forget(id);
+        if !table.touch(id, owner, now_ms)? {
+            table.make_room(owner, now_ms);
+            table.insert(id, owner, now_ms);
         }
-        if let Some(upload) = table.uploads.get_mut(&id) {
-            if *upload.owner != *owner {
-                return Err(Error::new(Reason::UploadInvalid, "the upload id is another's").with("field", "upload_id"));
-            }
-            upload.last_ms = upload.last_ms.max(now_ms);
-            return Ok(());
-        }
-        table.make_room(owner, now_ms);
-        let upload = Upload { owner: owner.into(), last_ms: now_ms, newer: HashSet::new(), older: HashSet::new() };
-        table.uploads.insert(id, upload);
         Ok(())
     }
 
@@ -216,25 +250,34 @@ pub struct Owned {
     lease: Lease,
 }
 
+fn check_id(id: UploadId) -> Result<()> {
+    if id.0.is_nil() {
+        return Err(Error::new(Reason::UploadInvalid, "the upload id is nil").with("field", "upload_id"));
+    }
+    Ok(())
+}
+
 /// Names an upload: the first time makes it the caller's, each time keeps it and its chunks for another hour.
 ///
 /// # Errors
 /// `UPLOAD_INVALID` for the nil UUID and for somebody else's upload.
 pub fn begin(app: &App, caller: &Caller, id: UploadId) -> Result<Owned> {
-    if id.0.is_nil() {
-        return Err(Error::new(Reason::UploadInvalid, "the upload id is nil").with("field", "upload_id"));
-    }
+    check_id(id)?;
     let (owner, begin_ms) = (caller.actor(), app.clock.now_ms());
     app.files.uploads.enter(id, &owner, begin_ms)?;
     Ok(Owned { files: app.files.clone(), id, owner, begin_ms, lease: app.chunks.lease(id) })
 }
 
-impl Owned {
-    /// Which.
-    pub fn id(&self) -> UploadId {
-        self.id
-    }
+/// Names an upload for files without any chunks, which need neither proofs nor a lease: nothing is begun by it.
+///
+/// # Errors
+/// As [`begin`].
+pub fn name(app: &App, caller: &Caller, id: UploadId) -> Result<()> {
+    check_id(id)?;
+    app.files.uploads.touch(id, &caller.actor(), app.clock.now_ms()).map(drop)
+}
 
+impl Owned {
     /// What its chunks are kept under.
     pub fn lease(&self) -> &Lease {
         &self.lease
@@ -265,7 +308,6 @@ impl Owned {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     fn id(n: u128) -> UploadId {
         UploadId(Uuid::from_u128(n))

@@ -5,10 +5,12 @@
 //! a watcher that falls behind them goes back to the log. Order, completeness and uniqueness follow from the log's.
 //!
 //! What a watcher may see is asked again before each delivery if the last answer is older than [`RIGHTS_AGE`], so that a
-//! right that was taken away, an ended session or a disabled account ends the view within that time.
+//! right that was taken away, an ended session or a disabled account ends the view within that time. The answer is still
+//! the same, and costs nothing, as long as no record that it was read from has changed and the session has not ended.
 
 use crate::app::App;
 use crate::app::caller::Caller;
+use crate::app::remembered;
 use common::error::{Error, Reason, Result};
 use common::model::RootId;
 use common::store::Store;
@@ -27,6 +29,9 @@ pub const FEED_COMMITS: usize = 1024;
 const LOG_BATCH: usize = 256;
 /// How long an answer about rights holds.
 pub const RIGHTS_AGE: Duration = Duration::from_secs(1);
+
+/// First bytes of the keys that a watcher's rights are read from: what says who it is, and the roots.
+const RIGHTS_KINDS: &[u8] = b"jxuhms";
 
 /// The changes of one commit.
 #[derive(Debug)]
@@ -135,6 +140,8 @@ pub struct Watcher {
     wanted: Option<Vec<RootId>>,
     visible: HashMap<RootId, String>,
     asked: Instant,
+    /// See [`remembered::position`]; nothing before the first answer.
+    asked_at: Option<u64>,
     position: u64,
     live: broadcast::Receiver<Arc<Commit>>,
     backlog: std::collections::VecDeque<Arc<Commit>>,
@@ -163,6 +170,7 @@ impl Watcher {
             wanted: (!wanted.is_empty()).then_some(wanted),
             visible: HashMap::new(),
             asked: Instant::now(),
+            asked_at: None,
             position,
             live,
             backlog: std::collections::VecDeque::new(),
@@ -209,6 +217,11 @@ impl Watcher {
     /// # Errors
     /// `SESSION_INVALID`, `DEVICE_REVOKED`.
     pub async fn ask_rights(&mut self) -> Result<()> {
+        if self.asked_at.is_some_and(|at| remembered::holds(&self.app.store, RIGHTS_KINDS, at)) && !self.has_ended() {
+            self.asked = Instant::now();
+            return Ok(());
+        }
+        let at = remembered::position(&self.app.store);
         self.caller = crate::app::sessions::refresh(&self.app, &self.caller)?;
         let mut visible = crate::app::directories::readable_roots(&self.app, &self.caller).await?;
         if let Some(wanted) = &self.wanted {
@@ -216,7 +229,13 @@ impl Watcher {
         }
         self.visible = visible;
         self.asked = Instant::now();
+        self.asked_at = Some(at);
         Ok(())
+    }
+
+    /// True once the time of the caller's session is over.
+    fn has_ended(&self) -> bool {
+        self.caller.user.as_ref().is_some_and(|user| user.session_expire_ms <= self.app.clock.now_ms())
     }
 
     async fn catch_up(&mut self) -> Result<()> {

@@ -5,7 +5,7 @@
 //! then waits until every ticket of older epochs is back. Nobody ever waits to get a ticket, so a commit cannot be held
 //! up by the sweep, and commits that never pause cannot hold up the sweep either.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -148,44 +148,74 @@ impl LeaseState {
 /// The leases of all uploads, in memory only. A lease names no chunks: it pins the epoch in which it began, and using a
 /// chunk under it stamps the chunk with the present epoch, which is the same one or a later one.
 #[derive(Default)]
-pub struct Leases(Mutex<HashMap<UploadId, LeaseState>>);
+pub struct Leases(Mutex<LeaseTable>);
+
+/// Leases, and the same in the order of their last use: the one to end at the bound must be found without looking at all
+/// of them, for at the bound that happens with every new upload.
+#[derive(Default)]
+struct LeaseTable {
+    all: HashMap<UploadId, LeaseState>,
+    by_use: BTreeSet<(u64, uuid::Uuid)>,
+}
+
+impl LeaseTable {
+    fn remove(&mut self, upload: UploadId) {
+        if let Some(lease) = self.all.remove(&upload) {
+            self.by_use.remove(&(lease.last_ms, upload.0));
+        }
+    }
+
+    fn insert(&mut self, upload: UploadId, lease: LeaseState) {
+        self.remove(upload);
+        self.by_use.insert((lease.last_ms, upload.0));
+        self.all.insert(upload, lease);
+    }
+}
 
 impl Leases {
     /// Begins or uses a lease. `epoch` is read by the caller under a ticket.
     pub fn touch(&self, upload: UploadId, epoch: u32, now_ms: u64) {
-        let mut leases = self.0.lock();
-        if let Some(lease) = leases.get_mut(&upload).filter(|l| !l.is_over(now_ms)) {
-            lease.last_ms = lease.last_ms.max(now_ms);
-            // A slow caller may come with a ticket that is older than the lease.
-            lease.begin = lease.begin.min(epoch);
-            return;
-        }
-        if leases.len() >= LEASES_MAX && !leases.contains_key(&upload) {
-            leases.retain(|_, l| !l.is_over(now_ms));
-            if leases.len() >= LEASES_MAX
-                && let Some(oldest) = leases.iter().min_by_key(|(_, l)| l.last_ms).map(|(u, _)| *u)
-            {
-                leases.remove(&oldest);
+        let mut table = self.0.lock();
+        let mut lease = LeaseState { begin: epoch, first_ms: now_ms, last_ms: now_ms };
+        match table.all.get(&upload).filter(|l| !l.is_over(now_ms)) {
+            Some(held) => {
+                lease.last_ms = held.last_ms.max(now_ms);
+                lease.first_ms = held.first_ms;
+                // A slow caller may come with a ticket that is older than the lease.
+                lease.begin = held.begin.min(epoch);
             }
+            None if table.all.len() >= LEASES_MAX && !table.all.contains_key(&upload) => {
+                if let Some((_, oldest)) = table.by_use.first().copied() {
+                    table.remove(UploadId(oldest));
+                }
+            }
+            None => {}
         }
-        leases.insert(upload, LeaseState { begin: epoch, first_ms: now_ms, last_ms: now_ms });
+        table.insert(upload, lease);
     }
 
     /// Ends a lease.
     pub fn end(&self, upload: UploadId) {
-        self.0.lock().remove(&upload);
+        self.0.lock().remove(upload);
     }
 
     /// The earliest epoch that a living lease pins. Leases that are over are forgotten.
     pub fn oldest(&self, now_ms: u64) -> Option<u32> {
-        let mut leases = self.0.lock();
-        leases.retain(|_, l| !l.is_over(now_ms));
-        leases.values().map(|l| l.begin).min()
+        let mut table = self.0.lock();
+        let LeaseTable { all, by_use } = &mut *table;
+        all.retain(|upload, lease| {
+            let over = lease.is_over(now_ms);
+            if over {
+                by_use.remove(&(lease.last_ms, upload.0));
+            }
+            !over
+        });
+        all.values().map(|l| l.begin).min()
     }
 
     /// How many.
     pub fn count(&self) -> usize {
-        self.0.lock().len()
+        self.0.lock().all.len()
     }
 }
 

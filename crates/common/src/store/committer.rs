@@ -89,11 +89,33 @@ pub(super) struct Shared {
     pub queue: Queue,
     pub witness: Option<Witness>,
     pub revision: watch::Sender<u64>,
+    /// For each first byte of the callers' keys, the last durable revision that wrote or deleted such a record.
+    pub changed: Changed,
     pub ended: watch::Sender<bool>,
     /// When the engine got the batch in flight.
     pub batch_since: Mutex<Option<Instant>>,
     pub commits: AtomicU64,
     pub batches: AtomicU64,
+}
+
+/// See [`Store::last_change`](super::Store::last_change).
+pub(super) struct Changed([AtomicU64; 256]);
+
+impl Changed {
+    /// What happened before the store was opened counts as having happened just then.
+    pub fn at(revision: u64) -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(revision)))
+    }
+
+    pub fn of(&self, first: u8) -> u64 {
+        self.0[usize::from(first)].load(Ordering::Acquire)
+    }
+
+    fn note(&self, firsts: &[bool; 256], revision: u64) {
+        for (last, _) in self.0.iter().zip(firsts).filter(|(_, touched)| **touched) {
+            last.store(revision, Ordering::Release);
+        }
+    }
 }
 
 impl Shared {
@@ -177,6 +199,7 @@ fn apply(shared: &Shared, engine: &Guarded, mut group: Group, old: Meta) -> Resu
     let blocks = log::encode(&group.changes);
     let mut batch: Vec<Write> = Vec::with_capacity(writes.len() + blocks.len() + 1);
     let mut before = Vec::with_capacity(writes.len() + blocks.len());
+    let mut firsts = [false; 256];
     for (key, block) in blocks {
         let raw = record::seal(&key, &block);
         meta.add(&key, &raw);
@@ -184,6 +207,8 @@ fn apply(shared: &Shared, engine: &Guarded, mut group: Group, old: Meta) -> Resu
         batch.push((key, Some(raw)));
     }
     for (key, value) in writes {
+        // Behind the byte that names the space.
+        firsts[usize::from(key.get(1).copied().unwrap_or(0))] = true;
         let was = match stored.remove(&key) {
             Some(was) => was,
             None => engine.get(&key)?,
@@ -226,6 +251,8 @@ fn apply(shared: &Shared, engine: &Guarded, mut group: Group, old: Meta) -> Resu
     let before = {
         let mut visible = shared.visible.write();
         visible.meta = meta;
+        // Under the lock: whoever reads the new state also learns that what was remembered of the old one is over.
+        shared.changed.note(&firsts, meta.revision);
         std::mem::take(&mut visible.before)
     };
     drop(before);

@@ -386,3 +386,25 @@ fn an_export_that_stands_still_loses_to_the_writers() {
     drop(stuck);
     assert!(store.verify().unwrap().is_sound());
 }
+
+#[tokio::test]
+async fn the_last_change_of_a_kind_of_record_is_known_once_it_is_durable() {
+    let (stage, store) = staged(&settings());
+    let opened = store.revision();
+    assert_eq!((store.last_change(b'a'), store.last_change(b'b')), (opened, opened));
+    store.transact(|txn| txn.put("a/1", "x")).await.unwrap();
+    let first = store.revision();
+    assert_eq!((store.last_change(b'a'), store.last_change(b'b')), (first, opened));
+
+    stage.shut();
+    let other = store.clone();
+    let waiting = tokio::spawn(async move { other.transact(|txn| txn.delete("a/1")).await });
+    let at_gate = stage.clone();
+    tokio::task::spawn_blocking(move || at_gate.wait_for_batch()).await.unwrap();
+    assert_eq!(store.last_change(b'a'), first, "the batch is not durable yet");
+    stage.open();
+    let second = waiting.await.unwrap().unwrap().revision;
+    assert_eq!((store.last_change(b'a'), store.last_change(b'b')), (second, opened));
+    store.transact(|txn| txn.get(b"a/1").map(drop)).await.unwrap();
+    assert_eq!(store.last_change(b'a'), second, "reading changes nothing");
+}

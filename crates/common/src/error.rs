@@ -141,6 +141,7 @@ reasons! {
     Starting "STARTING" Unavailable, "the server has just been started and is opening its data", "try again in a few seconds";
     ServerUnreachable "SERVER_UNREACHABLE" Unavailable, "no connection to the server", "check the network and the server's address; `atrium doctor` tests both";
     AgentUnreachable "AGENT_UNREACHABLE" Unavailable, "the agent of this machine does not answer", "start it: `systemctl start client-agent`";
+    PeerNotRunning "PEER_NOT_RUNNING" Unavailable, "no peer of yours answers on this machine", "start it: `systemctl --user start peer-node`, or `peer-node` in a terminal";
     TlsFailed "TLS_FAILED" Unavailable, "the other side's certificate is not one of this office, or it has expired", "check the address and the clock; join again if the office was set up anew";
     Overloaded "OVERLOADED" ResourceExhausted, "too much is going on at the moment", "try again after the time given";
     IdleTimeout "IDLE_TIMEOUT" DeadlineExceeded, "nothing moved on the stream for too long", "try again; transfers continue where they stopped";

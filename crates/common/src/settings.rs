@@ -21,6 +21,7 @@ pub const OTHER_VARIABLES: &[(&str, &str)] = &[
     ("ATRIUM_LOG", "log filter for one run, as in tracing's EnvFilter; wins over the setting log.level"),
     ("ATRIUM_CONFIG", "path of the settings file, where --config is not given"),
     ("ATRIUM_AGENT_SOCKET", "path of the agent's local socket, for the command line"),
+    ("ATRIUM_PEER_SOCKET", "path of the peer's local socket, for the command line"),
     ("ATRIUM_SERVER", "server to talk to without an agent, for the command line"),
     ("ATRIUM_CA", "file with the office's certificate authority, for the command line"),
     ("ATRIUM_TOKEN_FILE", "file with a session token, for the command line"),

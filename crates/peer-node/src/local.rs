@@ -1,1 +1,278 @@
-//! What programs of this machine ask: atrium.peer.v1.NodeService on a Unix socket.
+//! What the person of this machine asks: `NodeService` on the Unix socket.
+//!
+//! The socket has mode 0600, and besides each call is judged by the caller's user, which the kernel vouches for: the user
+//! that the node runs as, or root. Anybody else gets LOCAL_ONLY, whatever the file's mode has become.
+//!
+//! Handlers read the request, call the module that knows, and write the answer; nothing is decided here. Lists are
+//! bounded as `node.proto` says; a stream whose reader is slow makes its source wait.
+
+mod guard;
+mod status;
+
+use crate::settings::Settings;
+use common::clock::SharedClock;
+use common::error::{Error, Reason, Result};
+use common::identity::DeviceKey;
+use common::shutdown::Shutdown;
+use common::status::to_status;
+use common::store::Store;
+use common::tls::UnixAcceptor;
+use proto::peer::v1 as peer;
+use proto::peer::v1::node_service_server::{NodeService, NodeServiceServer};
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Largest message on the local socket: a note and a few thousand addresses.
+const MESSAGE_MAX: usize = 2 * 1024 * 1024;
+
+/// The modules of a node, as the local service uses them.
+pub struct Parts {
+    /// Resolved settings.
+    pub settings: Arc<Settings>,
+    /// The key of this device.
+    pub key: Arc<DeviceKey>,
+    /// The time.
+    pub clock: SharedClock,
+    /// The records of all modules.
+    pub store: Store,
+}
+
+/// The local service. Clones share everything.
+#[derive(Clone)]
+pub struct Local {
+    parts: Arc<Parts>,
+}
+
+impl Local {
+    /// Serves the local socket until the shutdown begins: the service, health and reflection.
+    ///
+    /// # Errors
+    /// INTERNAL if the descriptors of the contract cannot be read, which is a defect.
+    pub async fn serve(parts: Arc<Parts>, acceptor: UnixAcceptor, shutdown: &Shutdown) -> Result<Serving> {
+        let service = NodeServiceServer::new(Local { parts }).max_decoding_message_size(MESSAGE_MAX);
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::PUBLIC_DESCRIPTORS)
+            .build_v1()
+            .map_err(|e| Error::internal("reflection").caused_by(e))?;
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_serving::<NodeServiceServer<Local>>().await;
+        let router = common::rpc::tuned_server()
+            .layer(guard::guard())
+            .add_service(health)
+            .add_service(reflection)
+            .add_service(service);
+        Ok(tokio::spawn(router.serve_with_incoming_shutdown(acceptor, shutdown.signal())))
+    }
+}
+
+/// A server under way.
+pub type Serving = JoinHandle<std::result::Result<(), tonic::transport::Error>>;
+
+fn reply<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|e| to_status(&e))
+}
+
+/// A method whose module this node does not have.
+fn unknown<T>() -> Result<Response<T>, Status> {
+    reply(Err(Error::new(Reason::MethodUnknown, "this peer does not offer the method")))
+}
+
+/// A stream of answers.
+type Answers<T> = ReceiverStream<Result<T, Status>>;
+
+#[tonic::async_trait]
+impl NodeService for Local {
+    async fn get_status(
+        &self,
+        _: Request<peer::GetStatusRequest>,
+    ) -> Result<Response<peer::GetStatusResponse>, Status> {
+        reply(Ok(self.parts.status()))
+    }
+
+    async fn init_office(
+        &self,
+        _: Request<peer::InitOfficeRequest>,
+    ) -> Result<Response<peer::InitOfficeResponse>, Status> {
+        unknown()
+    }
+
+    async fn create_invite(
+        &self,
+        _: Request<peer::CreateInviteRequest>,
+    ) -> Result<Response<peer::CreateInviteResponse>, Status> {
+        unknown()
+    }
+
+    async fn join_office(
+        &self,
+        _: Request<peer::JoinOfficeRequest>,
+    ) -> Result<Response<peer::JoinOfficeResponse>, Status> {
+        unknown()
+    }
+
+    async fn list_peers(
+        &self,
+        _: Request<peer::ListPeersRequest>,
+    ) -> Result<Response<peer::ListPeersResponse>, Status> {
+        unknown()
+    }
+
+    async fn list_members(
+        &self,
+        _: Request<peer::ListMembersRequest>,
+    ) -> Result<Response<peer::ListMembersResponse>, Status> {
+        unknown()
+    }
+
+    async fn change_member(&self, _: Request<peer::ChangeMemberRequest>) -> Result<Response<peer::Member>, Status> {
+        unknown()
+    }
+
+    async fn revoke_member(&self, _: Request<peer::RevokeMemberRequest>) -> Result<Response<peer::Member>, Status> {
+        unknown()
+    }
+
+    async fn list_groups(
+        &self,
+        _: Request<peer::ListGroupsRequest>,
+    ) -> Result<Response<peer::ListGroupsResponse>, Status> {
+        unknown()
+    }
+
+    async fn set_group(&self, _: Request<peer::SetGroupRequest>) -> Result<Response<peer::Group>, Status> {
+        unknown()
+    }
+
+    async fn attach_server(
+        &self,
+        _: Request<peer::AttachServerRequest>,
+    ) -> Result<Response<peer::AttachServerResponse>, Status> {
+        unknown()
+    }
+
+    async fn create_share(&self, _: Request<peer::CreateShareRequest>) -> Result<Response<peer::LocalShare>, Status> {
+        unknown()
+    }
+
+    async fn update_share(&self, _: Request<peer::UpdateShareRequest>) -> Result<Response<peer::LocalShare>, Status> {
+        unknown()
+    }
+
+    async fn remove_share(
+        &self,
+        _: Request<peer::RemoveShareRequest>,
+    ) -> Result<Response<peer::RemoveShareResponse>, Status> {
+        unknown()
+    }
+
+    async fn list_local_shares(
+        &self,
+        _: Request<peer::ListLocalSharesRequest>,
+    ) -> Result<Response<peer::ListLocalSharesResponse>, Status> {
+        unknown()
+    }
+
+    async fn mirror_share(&self, _: Request<peer::MirrorShareRequest>) -> Result<Response<peer::LocalShare>, Status> {
+        unknown()
+    }
+
+    async fn list_conflicts(
+        &self,
+        _: Request<peer::ListConflictsRequest>,
+    ) -> Result<Response<peer::ListConflictsResponse>, Status> {
+        unknown()
+    }
+
+    async fn resolve_conflict(
+        &self,
+        _: Request<peer::ResolveConflictRequest>,
+    ) -> Result<Response<peer::ResolveConflictResponse>, Status> {
+        unknown()
+    }
+
+    async fn list(&self, _: Request<peer::ListRequest>) -> Result<Response<peer::ListResponse>, Status> {
+        unknown()
+    }
+
+    type FindStream = Answers<peer::FindResponse>;
+
+    async fn find(&self, _: Request<peer::FindRequest>) -> Result<Response<Self::FindStream>, Status> {
+        unknown()
+    }
+
+    type GetStream = Answers<peer::TransferProgress>;
+
+    async fn get(&self, _: Request<peer::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        unknown()
+    }
+
+    type CatStream = Answers<peer::CatResponse>;
+
+    async fn cat(&self, _: Request<peer::CatRequest>) -> Result<Response<Self::CatStream>, Status> {
+        unknown()
+    }
+
+    async fn list_transfers(
+        &self,
+        _: Request<peer::ListTransfersRequest>,
+    ) -> Result<Response<peer::ListTransfersResponse>, Status> {
+        unknown()
+    }
+
+    type WatchTransferStream = Answers<peer::TransferProgress>;
+
+    async fn watch_transfer(
+        &self,
+        _: Request<peer::WatchTransferRequest>,
+    ) -> Result<Response<Self::WatchTransferStream>, Status> {
+        unknown()
+    }
+
+    async fn control_transfer(
+        &self,
+        _: Request<peer::ControlTransferRequest>,
+    ) -> Result<Response<peer::TransferProgress>, Status> {
+        unknown()
+    }
+
+    async fn set_limits(&self, _: Request<peer::SetLimitsRequest>) -> Result<Response<peer::Limits>, Status> {
+        unknown()
+    }
+
+    type SendStream = Answers<peer::SendResponse>;
+
+    async fn send(&self, _: Request<Streaming<peer::SendRequest>>) -> Result<Response<Self::SendStream>, Status> {
+        unknown()
+    }
+
+    async fn list_inbox(
+        &self,
+        _: Request<peer::ListInboxRequest>,
+    ) -> Result<Response<peer::ListInboxResponse>, Status> {
+        unknown()
+    }
+
+    async fn answer_parcel(&self, _: Request<peer::AnswerParcelRequest>) -> Result<Response<peer::InboxItem>, Status> {
+        unknown()
+    }
+
+    async fn list_outbox(
+        &self,
+        _: Request<peer::ListOutboxRequest>,
+    ) -> Result<Response<peer::ListOutboxResponse>, Status> {
+        unknown()
+    }
+
+    async fn cancel_parcel(&self, _: Request<peer::CancelParcelRequest>) -> Result<Response<peer::OutboxItem>, Status> {
+        unknown()
+    }
+
+    async fn set_accept_rules(
+        &self,
+        _: Request<peer::SetAcceptRulesRequest>,
+    ) -> Result<Response<peer::AcceptRules>, Status> {
+        unknown()
+    }
+}

@@ -73,7 +73,7 @@ fn settings() -> String {
          example `ATRIUM_GRPC__LISTEN`), flags. Keys that do not exist are refused. `--check-config` lists all mistakes,\n\
          `--print-config` shows every value and where it came from.\n",
     );
-    for program in ["central-server", "client-agent"] {
+    for program in ["central-server", "client-agent", "peer-node"] {
         let text = std::fs::read_to_string(format!("deploy/config/{program}.toml")).unwrap_or_default();
         let _ = write!(out, "\n## {program}\n\n```toml\n{}```\n", text);
     }

@@ -40,7 +40,7 @@ pub struct Cli {
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Write JSON instead of text; progress becomes JSON lines on stderr
+    /// Write JSON instead of text, with times in UTC; progress becomes JSON lines on stderr
     #[arg(long, global = true)]
     pub json: bool,
     /// Say nothing but errors and what was asked for

@@ -3,6 +3,7 @@
 
 mod admin;
 mod browse;
+mod conflicts;
 mod doctor;
 mod identity;
 mod local;
@@ -91,7 +92,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit> {
         Command::Share(args) => share::share(c, args).await,
         Command::Why(args) => share::why(c, args).await,
         Command::Sync(args) => sync::sync(c, args).await,
-        Command::Conflicts(args) => sync::conflicts(c, args),
+        Command::Conflicts(args) => conflicts::conflicts(c, args),
         Command::Watch(args) => watch::watch(c, args).await,
         Command::Queue(args) => queue::queue(c, args).await,
         Command::Cache(args) => queue::cache(c, args).await,

@@ -3,6 +3,8 @@
 //! [`plan`] decides, as a pure function of three trees: what is here, what is there, and what both agreed on when they
 //! were last the same (the base). [`scan`] reads the trees, [`state`] keeps the base, [`run`] does what was decided.
 //!
+//! [`events`] tells when to look again, [`choice`] ends conflicts as people decide.
+//!
 //! Rules that never bend:
 //! * Content that somebody changed is never overwritten or deleted: an edit wins over a deletion, and two different
 //!   edits are both kept, the one from here under a conflict name.
@@ -11,7 +13,9 @@
 //! * The base is only a memory of agreement. If it is lost or belongs to another directory, both trees are joined and
 //!   nothing is deleted.
 
+pub mod choice;
 pub mod conflict;
+pub mod events;
 pub mod local;
 pub mod plan;
 pub mod run;

@@ -310,8 +310,8 @@ pub struct Why {
 
 /// Keep a directory here and one on the server the same, in both directions
 ///
-/// Changed on both sides: both versions are kept, yours as "name (conflict anna 2026-11-22).ext", and listed by `atrium
-/// conflicts`. What is deleted on one side goes to the trash of the other: on the server to its trash, here to
+/// Changed on both sides: both versions are kept, yours as "name (conflict anna 2026-11-22).ext", listed by `atrium
+/// conflicts` and ended by `atrium conflicts keep`. What is deleted on one side goes to the trash of the other: on the server to its trash, here to
 /// .atrium-trash in the directory.
 #[derive(Args, Debug)]
 #[command(
@@ -327,9 +327,10 @@ pub struct Sync {
     /// Keep going: follow changes on both sides until Ctrl-C
     #[arg(short, long, conflicts_with = "dry_run")]
     pub watch: bool,
-    /// With --watch: how often to look for changes here
-    #[arg(long, value_parser = value::duration, default_value = "5s", value_name = "TIME", requires = "watch")]
-    pub interval: Duration,
+    /// With --watch: how often to look through everything here, besides being told of changes by the file system; 5m if
+    /// left out, or 5s where the file system does not tell
+    #[arg(long, value_parser = value::duration, value_name = "TIME", requires = "watch")]
+    pub interval: Option<Duration>,
     /// Show what would be done, do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -337,13 +338,49 @@ pub struct Sync {
     pub yes: super::Confirm,
 }
 
-/// List conflicts that syncing has kept
+/// List conflicts that syncing has kept, or end them
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  atrium conflicts\n  atrium conflicts ~/Plans --json")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  atrium conflicts\n  atrium conflicts ~/Plans --json\n  atrium conflicts keep mine ~/Plans/hall.dwg"
+)]
 pub struct Conflicts {
+    #[command(subcommand)]
+    pub action: Option<ConflictsAction>,
     /// Only of this directory
     #[arg(value_hint = ValueHint::DirPath)]
     pub directory: Option<PathBuf>,
+}
+
+/// What to do with conflicts.
+#[derive(Subcommand, Debug)]
+pub enum ConflictsAction {
+    /// Decide which version stays under the file's name
+    ///
+    /// mine: the version from this machine; theirs: the one from the server; both: each under the name that it has. The
+    /// version that goes is in .atrium-trash of the synchronised directory. The next run of `atrium sync`, or the one that
+    /// watches, brings it to the server, where it goes to the trash as well.
+    #[command(
+        after_help = "Examples:\n  atrium conflicts keep mine ~/Plans/hall.dwg\n  atrium conflicts keep both ~/Plans/*"
+    )]
+    Keep {
+        /// Which version stays
+        which: Keep,
+        /// Files here: the file itself, or its other version
+        #[arg(required = true, value_hint = ValueHint::FilePath)]
+        paths: Vec<PathBuf>,
+    },
+}
+
+/// Which version of a file stays.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The version from this machine
+    Mine,
+    /// The version from the server
+    Theirs,
+    /// Both, each under the name that it has
+    Both,
 }
 
 /// Show changes as they happen

@@ -296,19 +296,35 @@ async fn login(office: &Office, checks: &mut Checks) -> Result<bool> {
             return Ok(false);
         }
     };
+    let admin = status::is_admin(&who);
     match (who.user, who.local_admin) {
         (Some(user), _) => {
             checks.ok("login", format!("signed in as {user}"))?;
+            if admin {
+                server(office, checks).await?;
+            }
             Ok(true)
         }
         (None, true) => {
             checks.ok("login", "the server machine's own administrator")?;
+            server(office, checks).await?;
             Ok(false)
         }
         (None, false) => {
             checks.fail("login", &Error::new(Reason::NotSignedIn, "nobody is signed in"))?;
             Ok(false)
         }
+    }
+}
+
+/// What the server's upkeep has found, for those whom it tells.
+async fn server(office: &Office, checks: &mut Checks) -> Result<()> {
+    match patiently(status::server_problems(office)).await {
+        Ok(problems) if problems.is_empty() => checks.ok("server", "finds nothing wrong with itself"),
+        Ok(problems) => problems
+            .into_iter()
+            .try_for_each(|p| checks.add("server", "fail", safe(&p.message), Some((safe(&p.why), safe(&p.fix))))),
+        Err(error) => checks.fail("server", &error),
     }
 }
 

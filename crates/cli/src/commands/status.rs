@@ -5,8 +5,9 @@ use crate::connect::{self, Agent, Office};
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::output::format::{bytes, count, minute, rfc3339, safe};
-use crate::output::schema::{AgentStatus, Problem, ServerInfo, Status};
+use crate::output::schema::{AgentStatus, Problem, ServerInfo, Status, Whoami};
 use common::error::{Error, Kind, Reason, Result};
+use common::model::Role;
 use proto::agent::v1 as agent;
 use proto::v1;
 use std::time::{Duration, Instant};
@@ -32,8 +33,9 @@ pub(super) async fn status(c: &Context) -> Result<Exit> {
     let mut server = None;
     if problems_allow_asking(&problems) {
         match patiently(ask_server(c)).await {
-            Ok((info, who)) => {
+            Ok((info, who, found)) => {
                 server = Some(info);
+                problems.extend(found);
                 match who {
                     Ok(name) => user = name,
                     Err(error) => add(&mut problems, Problem::of(&error)),
@@ -86,10 +88,17 @@ pub(super) async fn ask_agent(c: &Context) -> Result<agent::GetStatusResponse> {
 
 type WhoResult = Result<String>;
 
-async fn ask_server(c: &Context) -> Result<(ServerInfo, WhoResult)> {
+async fn ask_server(c: &Context) -> Result<(ServerInfo, WhoResult, Vec<Problem>)> {
     let office = c.office().await?;
     let info = server_info(&office).await?;
-    let who = match identity::ask_whoami(&office).await {
+    let mut problems = Vec::new();
+    let asked = identity::ask_whoami(&office).await;
+    if let Ok(who) = &asked
+        && is_admin(who)
+    {
+        problems = server_problems(&office).await?;
+    }
+    let who = match asked {
         Ok(who) => match (who.user, who.local_admin) {
             (Some(user), _) => Ok(user),
             (None, true) => Ok(String::new()),
@@ -100,7 +109,18 @@ async fn ask_server(c: &Context) -> Result<(ServerInfo, WhoResult)> {
         }
         Err(error) => Err(error),
     };
-    Ok((info, who))
+    Ok((info, who, problems))
+}
+
+/// Whether the server tells this caller what is wrong with it.
+pub(super) fn is_admin(who: &Whoami) -> bool {
+    who.local_admin || who.role.as_deref() == Some(Role::Admin.word())
+}
+
+/// What the server's upkeep has found, for administrators.
+pub(super) async fn server_problems(office: &Office) -> Result<Vec<Problem>> {
+    let answer = call(office.admin().get_status(v1::GetStatusRequest {})).await?;
+    Ok(answer.problems.into_iter().map(Problem::from).collect())
 }
 
 /// What the server tells everybody, and how long it took.

@@ -1,14 +1,16 @@
-//! `sync` and `conflicts`.
+//! `sync`.
 
+use super::conflicts::shown as conflict;
 use super::{Context, call, identity, places, request_id, watch};
-use crate::args::{Conflicts, Sync};
+use crate::args::Sync;
 use crate::connect::Office;
 use crate::dirs;
 use crate::exit::Exit;
 use crate::output::format::{count, rfc3339, safe, timestamp_ms};
-use crate::output::schema::{Conflict, FileFailure, SyncAction, SyncReport};
+use crate::output::schema::{FileFailure, SyncAction, SyncReport};
 use crate::progress::Meter;
 use crate::prompt;
+use crate::sync::events::LocalEvents;
 use crate::sync::plan::{Action, Tree};
 use crate::sync::run::{Decided, Outcome, Run, carry_out, decide};
 use crate::sync::state::{KeptConflict, Memory, MemoryStore, Pair};
@@ -23,8 +25,11 @@ use std::time::{Duration, Instant};
 
 /// When something changes while a run is at work, it begins anew at most so often.
 const ROUNDS: usize = 3;
-/// Changes on the server often come in bursts; this long they are gathered.
+/// Changes often come in bursts; this long they are gathered.
 const GATHER: Duration = Duration::from_millis(500);
+/// With --watch, time between looks through everything here, where the file system tells of changes and where not.
+const LOOK_TOLD: Duration = Duration::from_secs(300);
+const LOOK_UNTOLD: Duration = Duration::from_secs(5);
 /// With --watch, what failed is tried again after this time even if nothing has changed.
 const TRY_FAILED: Duration = Duration::from_secs(60);
 
@@ -38,7 +43,19 @@ pub(super) async fn sync(c: &Context, args: Sync) -> Result<Exit> {
         Pair { directory: directory.clone(), office: who.office, user: user.clone(), remote: remote.to_string() };
     let store = MemoryStore::open(&dirs::state()?)?;
     let _lock = store.lock(&pair)?;
-    let mut job = Job { c, office: &office, directory, remote, user, pair, store, yes: args.yes.yes, seen: None };
+    let mut job = Job {
+        c,
+        office: &office,
+        directory,
+        remote,
+        user,
+        pair,
+        store,
+        yes: args.yes.yes,
+        seen: None,
+        looked: tokio::time::Instant::now(),
+        look_took: Duration::ZERO,
+    };
     if args.dry_run {
         return job.dry_run().await;
     }
@@ -53,7 +70,7 @@ pub(super) async fn sync(c: &Context, args: Sync) -> Result<Exit> {
     Ok(exit)
 }
 
-fn canonical(directory: &Path) -> Result<PathBuf> {
+pub(super) fn canonical(directory: &Path) -> Result<PathBuf> {
     let found = directory.canonicalize().and_then(|p| p.metadata().map(|m| (p, m)));
     match found {
         Ok((path, metadata)) if metadata.is_dir() => Ok(path),
@@ -76,6 +93,20 @@ struct Job<'a> {
     yes: bool,
     /// What was here when it was last decided, and whether all of that could be done.
     seen: Option<Seen>,
+    /// When everything here was last looked through, and how long that took.
+    looked: tokio::time::Instant,
+    look_took: Duration,
+}
+
+/// Waits until the file system tells of a change here, and until it has been quiet after it; for ever without events.
+async fn told(events: Option<&LocalEvents>, quiet: Duration) {
+    match events {
+        Some(events) => {
+            events.changed().await;
+            events.settled(quiet).await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 struct Seen {
@@ -138,10 +169,15 @@ impl Job<'_> {
         let decided = decide(&self.run(), &memory).await?;
         let mut report = self.report(&decided, true);
         report.actions = decided.plan.changes().map(shown).collect();
-        let conflicts = decided.plan.conflicts.iter();
         let time = self.run().time;
-        let kept =
-            conflicts.map(|(path, to)| KeptConflict { path: path.clone(), kept_as: to.clone(), time: time.clone() });
+        let moved =
+            |to: &String| decided.plan.actions.iter().any(|a| matches!(a, Action::MoveRemote { to: t, .. } if t == to));
+        let kept = decided.plan.conflicts.iter().map(|(path, to)| KeptConflict {
+            path: path.clone(),
+            kept_as: to.clone(),
+            time: time.clone(),
+            kept_is_theirs: moved(to),
+        });
         report.conflicts = kept.map(|k| conflict(&self.pair, &k)).collect();
         self.c.out.object(&report, |r| {
             let lines: Vec<String> = r.actions.iter().map(line).collect();
@@ -228,13 +264,16 @@ impl Job<'_> {
         prompt::confirm(&self.c.out, false, &what, &word).await
     }
 
-    /// Goes on until it is stopped: whenever something changes on the server, and every `interval` for changes here.
-    async fn follow(&mut self, interval: Duration) -> Result<Exit> {
+    /// Goes on until it is stopped: whenever something changes on the server, and whenever the file system tells of a
+    /// change here. Now and then it looks through everything here as well, as not all file systems tell everything.
+    async fn follow(&mut self, interval: Option<Duration>) -> Result<Exit> {
         let root = self.remote.root.to_string();
         let mut follower = watch::Follower::new(vec![root], 0);
         let mut backoff = RetryPolicy::PATIENT.delays();
         let out = &self.c.out.clone();
         let trouble = |error: &Error| out.note(&format!("{error}; trying again"));
+        // Before the first look, so that nothing falls between.
+        let events = self.local_events().await?;
         // The first event is a mark that comes as soon as the server watches, so nothing falls between list and watch.
         follower.next(self.office, trouble).await?;
         let mut due = true;
@@ -256,6 +295,8 @@ impl Job<'_> {
                     Err(error) => return Err(error),
                 }
             }
+            // A whole look takes its time in large trees; this much of the time at least goes to nothing.
+            let quiet = GATHER.max(self.look_took);
             due = tokio::select! {
                 event = follower.next(self.office, trouble) => match event? {
                     watch::Event::Gap(_) => true,
@@ -267,9 +308,33 @@ impl Job<'_> {
                         mine
                     }
                 },
-                () = tokio::time::sleep(interval) => self.local_changed().await?,
+                () = told(events.as_ref(), quiet) => self.local_changed().await?,
+                () = tokio::time::sleep_until(self.next_look(events.as_ref(), interval)) => self.local_changed().await?,
             };
         }
+    }
+
+    /// What tells of changes here; without it, everything is looked through more often.
+    async fn local_events(&self) -> Result<Option<LocalEvents>> {
+        let directory = self.directory.clone();
+        let begun = tokio::task::spawn_blocking(move || LocalEvents::begin(&directory)).await;
+        match begun.map_err(|e| Error::internal("the reading thread ended").caused_by(e))? {
+            Ok(events) => Ok(Some(events)),
+            Err(error) => {
+                let every = crate::output::format::duration(LOOK_UNTOLD);
+                self.c.out.note(&format!("{} ({}); looking every {every}", error.message(), error.why()));
+                Ok(None)
+            }
+        }
+    }
+
+    fn next_look(&self, events: Option<&LocalEvents>, interval: Option<Duration>) -> tokio::time::Instant {
+        let told = events.is_some_and(LocalEvents::is_complete);
+        let mut wait = interval.unwrap_or(if told { LOOK_TOLD } else { LOOK_UNTOLD });
+        if self.seen.as_ref().is_some_and(|seen| seen.failed) {
+            wait = wait.min(TRY_FAILED);
+        }
+        self.looked + wait
     }
 
     /// Whether a change on the server touches the synchronised directory.
@@ -285,7 +350,15 @@ impl Job<'_> {
     }
 
     /// Looks for changes here without asking the server. What failed is tried again now and then.
-    async fn local_changed(&self) -> Result<bool> {
+    async fn local_changed(&mut self) -> Result<bool> {
+        let begin = tokio::time::Instant::now();
+        let changed = self.look().await;
+        self.looked = tokio::time::Instant::now();
+        self.look_took = begin.elapsed();
+        changed
+    }
+
+    async fn look(&self) -> Result<bool> {
         let (Some(memory), Some(seen)) = (self.store.load(&self.pair)?, &self.seen) else { return Ok(true) };
         if seen.failed && seen.at.elapsed() >= TRY_FAILED {
             return Ok(true);
@@ -322,16 +395,6 @@ fn line(action: &SyncAction) -> String {
     format!("{:16} {}{to}", action.action, safe(&action.path))
 }
 
-fn conflict(pair: &Pair, kept: &KeptConflict) -> Conflict {
-    Conflict {
-        directory: pair.directory.display().to_string(),
-        remote: pair.remote.clone(),
-        path: kept.path.clone(),
-        kept_as: kept.kept_as.clone(),
-        time: Some(kept.time.clone()),
-    }
-}
-
 fn summary(r: &SyncReport) -> String {
     let number = |names: &[&str]| r.actions.iter().filter(|a| names.contains(&a.action.as_str())).count();
     let (up, down) = (number(&["upload"]), number(&["download"]));
@@ -348,31 +411,4 @@ fn summary(r: &SyncReport) -> String {
         text.push_str(&format!(", {} failed", r.failed.len()));
     }
     text
-}
-
-pub(super) fn conflicts(c: &Context, args: Conflicts) -> Result<Exit> {
-    let only = args.directory.as_deref().map(canonical).transpose()?;
-    let store = MemoryStore::open(&dirs::state()?)?;
-    let mut list = c.out.list::<Conflict>(&[])?;
-    for memory in store.all()? {
-        if only.as_ref().is_some_and(|d| *d != memory.pair.directory) {
-            continue;
-        }
-        for kept in memory.open_conflicts() {
-            list.item(&conflict(&memory.pair, kept), |k| {
-                let base = Path::new(&k.directory);
-                let (path, other) = (base.join(&k.path), base.join(&k.kept_as));
-                format!(
-                    "{}\n  other version: {}",
-                    safe(&path.display().to_string()),
-                    safe(&other.display().to_string())
-                )
-            })?;
-        }
-    }
-    let number = list.end("no conflicts")?;
-    if number > 0 {
-        c.out.hint("join both versions in the first file, then remove the other one");
-    }
-    Ok(Exit::Ok)
 }

@@ -1,5 +1,6 @@
 //! Numbers and times for people.
 
+use jiff::tz::TimeZone;
 use prost_types::Timestamp;
 use std::time::Duration;
 
@@ -45,15 +46,26 @@ pub fn rfc3339(time: Option<&Timestamp>) -> Option<String> {
     time.map(ToString::to_string)
 }
 
-/// "2026-11-22 19:04Z" (UTC), of an RFC 3339 text; "-" if not set.
+/// "2026-11-22 20:04" in this machine's time zone, of an RFC 3339 text; "-" if not set.
 pub fn minute(time: Option<&str>) -> String {
-    match time {
-        Some(text) => match (text.get(..10), text.get(11..16)) {
-            (Some(day), Some(minute)) => format!("{day} {minute}Z"),
-            _ => text.to_owned(),
-        },
-        None => "-".to_owned(),
-    }
+    time.map_or_else(|| "-".to_owned(), |text| shown(text, "%Y-%m-%d %H:%M", &TimeZone::system()))
+}
+
+/// "20:04:05" in this machine's time zone, of an RFC 3339 text; "-" if not set.
+pub fn second(time: Option<&str>) -> String {
+    time.map_or_else(|| "-".to_owned(), |text| shown(text, "%H:%M:%S", &TimeZone::system()))
+}
+
+/// "2026-11-22", the day in this machine's time zone, of an RFC 3339 text.
+pub fn day(time: &str) -> String {
+    shown(time, "%Y-%m-%d", &TimeZone::system())
+}
+
+/// A time in a zone; in UTC with a "Z" if the zone is not known. A text that is no time is shown as it is.
+fn shown(text: &str, format: &str, zone: &TimeZone) -> String {
+    let Ok(time) = text.parse::<jiff::Timestamp>() else { return text.to_owned() };
+    let mark = if zone.is_unknown() && format.contains("%M") { "Z" } else { "" };
+    format!("{}{mark}", time.to_zoned(zone.clone()).strftime(format))
 }
 
 /// Milliseconds since 1970 as a protocol timestamp.
@@ -92,9 +104,23 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(302)), "5 min 2 s");
         assert_eq!(duration(Duration::from_secs(90_000)), "1 d 1 h");
         assert_eq!(rfc3339(Some(&timestamp_ms(1_795_374_245_000))).unwrap(), "2026-11-22T19:04:05Z");
-        assert_eq!(minute(Some("2026-11-22T19:04:05Z")), "2026-11-22 19:04Z");
-        assert_eq!(minute(None), "-");
+        assert_eq!((minute(None), second(None)), ("-".to_owned(), "-".to_owned()));
         assert_eq!(safe("a\x1b[31mb\n"), "a?[31mb?");
         assert_eq!(pad("ä", 3), "ä  ");
+    }
+
+    #[test]
+    fn times_are_those_of_the_place() {
+        let time = "2026-11-22T23:34:05.123Z";
+        let minute = |zone: &TimeZone| shown(time, "%Y-%m-%d %H:%M", zone);
+        // An hour and a half before Greenwich, written as POSIX does; and with summer time.
+        assert_eq!(minute(&TimeZone::posix("ABC-1:30").unwrap()), "2026-11-23 01:04");
+        let vienna = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        assert_eq!(minute(&vienna), "2026-11-23 00:34");
+        assert_eq!(shown("2026-07-22T23:34:05Z", "%H:%M:%S", &vienna), "01:34:05");
+        assert_eq!(minute(&TimeZone::UTC), "2026-11-22 23:34");
+        assert_eq!(minute(&TimeZone::unknown()), "2026-11-22 23:34Z");
+        assert_eq!(shown(time, "%Y-%m-%d", &vienna), "2026-11-23");
+        assert_eq!(shown("soon", "%Y-%m-%d", &vienna), "soon");
     }
 }

@@ -650,6 +650,8 @@ objects! {
         path: String,
         /// The other version.
         kept_as: String,
+        /// Whose version the other one is: "mine" (from this machine) or "theirs" (from the server).
+        kept_is: String,
         /// When, RFC 3339.
         time: Option<String>,
     }

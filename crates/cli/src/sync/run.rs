@@ -105,9 +105,9 @@ pub async fn decide(run: &Run<'_>, memory: &Memory) -> Result<Decided> {
     let local = reading.await.map_err(|e| Error::internal("the reading thread ended").caused_by(e))??;
     let remote = remote?;
     let base = memory.base();
-    let day = run.time.get(..10).unwrap_or("today");
+    let day = crate::output::format::day(&run.time);
     let taken = local.tree.keys().chain(remote.tree.keys()).chain(base.keys());
-    let mut names = ConflictNames::new(&run.who, day, taken);
+    let mut names = ConflictNames::new(&run.who, &day, taken);
     let plan = plan(&local.tree, &remote.tree, &base, &mut names);
     Ok(Decided { local, remote, plan })
 }
@@ -414,7 +414,13 @@ impl Worker<'_> {
         if failed.contains(&path.to_owned()) || failed.contains(&kept_as.to_owned()) {
             return;
         }
-        let conflict = KeptConflict { path: path.to_owned(), kept_as: kept_as.to_owned(), time: self.run.time.clone() };
+        let moved = |a: &Action| matches!(a, Action::MoveRemote { to, .. } if to == kept_as);
+        let conflict = KeptConflict {
+            path: path.to_owned(),
+            kept_as: kept_as.to_owned(),
+            time: self.run.time.clone(),
+            kept_is_theirs: self.decided.plan.actions.iter().any(moved),
+        };
         self.memory.keep_conflict(conflict.clone());
         self.outcome.conflicts.push(conflict);
     }

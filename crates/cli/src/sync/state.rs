@@ -2,7 +2,8 @@
 //!
 //! One JSON file per pair below `$XDG_STATE_HOME/atrium/sync`, named after a hash of the pair, written to a temporary
 //! file, synced and renamed. Losing it is harmless: the next run joins both trees and deletes nothing. A lock file
-//! beside it keeps two runs of the same pair apart.
+//! beside it keeps two runs of the same pair apart. Conflicts that were ended by keeping both versions are in a file of
+//! their own, so that they can be ended while a run has the memory; losing it lists them once more.
 
 use super::plan::{Digest, Node, Tree};
 use common::error::{Error, Reason, Result};
@@ -72,6 +73,16 @@ pub struct KeptConflict {
     pub kept_as: String,
     /// When, RFC 3339.
     pub time: String,
+    /// The other version is the server's; else it is the one from here, as it is with files that both sides changed.
+    #[serde(default)]
+    pub kept_is_theirs: bool,
+}
+
+/// A conflict that was ended by keeping both versions.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Accepted {
+    kept_as: String,
+    time: String,
 }
 
 /// The memory.
@@ -139,11 +150,6 @@ impl Memory {
         }
         self.conflicts.push(conflict);
     }
-
-    /// Conflicts whose other version is still here.
-    pub fn open_conflicts(&self) -> impl Iterator<Item = &KeptConflict> {
-        self.conflicts.iter().filter(|c| self.pair.directory.join(&c.kept_as).symlink_metadata().is_ok())
-    }
 }
 
 pub(super) fn parse_digest(hex: &str) -> Option<Digest> {
@@ -205,12 +211,49 @@ impl MemoryStore {
     /// # Errors
     /// If it cannot be written; the old one stays.
     pub fn save(&self, memory: &Memory) -> Result<()> {
-        let path = self.path(&memory.pair);
-        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
         let text = serde_json::to_vec(memory).map_err(|e| Error::internal("JSON").caused_by(e))?;
-        file.write_all(&text)?;
+        self.write(&format!("{}.json", memory.pair.key()), &text)
+    }
+
+    fn accepted(&self, pair: &Pair) -> Result<Vec<Accepted>> {
+        match std::fs::read(self.directory.join(format!("{}.accepted", pair.key()))) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Conflicts whose other version is still here, and which nobody has ended.
+    ///
+    /// # Errors
+    /// If what was ended cannot be read.
+    pub fn open_conflicts(&self, memory: &Memory) -> Result<Vec<KeptConflict>> {
+        let accepted = self.accepted(&memory.pair)?;
+        let open = memory.conflicts.iter().filter(|c| {
+            memory.pair.directory.join(&c.kept_as).symlink_metadata().is_ok()
+                && !accepted.iter().any(|a| a.kept_as == c.kept_as && a.time == c.time)
+        });
+        Ok(open.cloned().collect())
+    }
+
+    /// Ends a conflict by keeping both versions. What is no conflict any more is forgotten with it, so the list stays
+    /// as short as that of conflicts. Of two commands at the same moment one may be forgotten: it is listed again.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn accept(&self, memory: &Memory, conflict: &KeptConflict) -> Result<()> {
+        let mut accepted = self.accepted(&memory.pair)?;
+        accepted.retain(|a| memory.conflicts.iter().any(|c| c.kept_as == a.kept_as && c.time == a.time));
+        accepted.push(Accepted { kept_as: conflict.kept_as.clone(), time: conflict.time.clone() });
+        let text = serde_json::to_vec(&accepted).map_err(|e| Error::internal("JSON").caused_by(e))?;
+        self.write(&format!("{}.accepted", memory.pair.key()), &text)
+    }
+
+    fn write(&self, name: &str, text: &[u8]) -> Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+        file.write_all(text)?;
         file.as_file().sync_all()?;
-        file.persist(&path).map_err(|e| Error::from(e.error))?;
+        file.persist(self.directory.join(name)).map_err(|e| Error::from(e.error))?;
         Ok(())
     }
 

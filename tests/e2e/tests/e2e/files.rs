@@ -1,7 +1,7 @@
 //! Files in and out through real programs.
 
 use anyhow::Result;
-use atrium_e2e::process::poll;
+use atrium_e2e::process::{Process, poll};
 use atrium_e2e::{Office, compare, sample};
 use std::fs;
 use std::process::Stdio;
@@ -120,4 +120,54 @@ fn two_way_sync_keeps_both_sides_of_a_conflict() -> Result<()> {
     sync(&right)?;
     assert!(!right.join("sub/a.txt").exists());
     Ok(())
+}
+
+#[test]
+fn a_watching_sync_is_told_of_changes_and_a_conflict_ends_as_one_decides() -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let dir = tempfile::tempdir()?;
+    let office = Office::start(&dir.path().join("office"), &[])?;
+    let anna = office.person("anna")?;
+    let (left, right) = (dir.path().join("left"), dir.path().join("right"));
+    fs::create_dir_all(left.join("sub"))?;
+    fs::create_dir_all(&right)?;
+    fs::write(left.join("sub/a.txt"), "one")?;
+    let sync = || anna.atrium(&["sync", &left.to_string_lossy(), "home:shared"]);
+    let reads = |path: &std::path::Path, text: &str| fs::read_to_string(path).is_ok_and(|t| t == text);
+    sync()?;
+    // It looks by itself once an hour: what it finds sooner, it was told of.
+    let watching = ["sync", &right.to_string_lossy(), "home:shared", "--watch", "--interval", "1h"];
+    let (watch, first) = Process::daemon(anna.command(&watching), "sync", &dir.path().join("sync.log"))?;
+    assert!(first.contains("1 down"), "{first}");
+    fs::create_dir(right.join("new"))?;
+    fs::write(right.join("new/b.txt"), "from the right")?;
+    let arrived = || anna.try_atrium(&["cat", "home:shared/new/b.txt"]).is_ok_and(|c| c.stdout == b"from the right");
+    assert!(poll(PATIENCE, arrived), "{}", watch.log_tail());
+    sync()?;
+    fs::write(left.join("new/c.txt"), "from the left")?;
+    sync()?;
+    assert!(poll(PATIENCE, || reads(&right.join("new/c.txt"), "from the left")), "{}", watch.log_tail());
+
+    // Changed on both sides: the left one comes second, so its version stands aside there.
+    let place = left.join("sub/a.txt");
+    fs::write(&place, "mine")?;
+    fs::write(right.join("sub/a.txt"), "theirs")?;
+    let arrived = || anna.try_atrium(&["cat", "home:shared/sub/a.txt"]).is_ok_and(|c| c.stdout == b"theirs");
+    assert!(poll(PATIENCE, arrived), "{}", watch.log_tail());
+    sync()?;
+    assert!(reads(&place, "theirs"));
+    let listed = anna.atrium(&["conflicts", "--json", &left.to_string_lossy()])?.json()?;
+    let conflict = &listed["items"][0];
+    assert_eq!((conflict["path"].as_str(), conflict["kept_is"].as_str()), (Some("sub/a.txt"), Some("mine")));
+    let other = left.join(conflict["kept_as"].as_str().unwrap_or_default());
+    assert!(reads(&other, "mine"));
+    let kept = anna.atrium(&["conflicts", "keep", "mine", &place.to_string_lossy(), "--json"])?.json()?;
+    let trashed = std::path::PathBuf::from(kept["result"].as_str().unwrap_or_default());
+    assert!(reads(&place, "mine") && reads(&trashed, "theirs") && !other.exists());
+    sync()?;
+    assert_eq!(anna.atrium(&["cat", "home:shared/sub/a.txt"])?.stdout, b"mine");
+    assert!(poll(PATIENCE, || reads(&right.join("sub/a.txt"), "mine")), "{}", watch.log_tail());
+    let left_over = anna.atrium(&["conflicts", "--json"])?.json()?;
+    assert_eq!(left_over["items"].as_array().map(Vec::len), Some(0), "{left_over}");
+    watch.kill()
 }

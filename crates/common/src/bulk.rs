@@ -1,4 +1,4 @@
-//! Bulk bytes: `atrium.v1.TransferService` without copying the payload.
+//! Bulk bytes: `atrium.v1.TransferService`, and `Fetch` of `atrium.peer.v1.TransferService`, without copying the payload.
 //!
 //! On the wire this is exactly what the proto files say, so generated stubs in any language can be on the other end.
 //! Generated code copies every byte twice: the encoder into its buffer, the decoder out of the frames. Here
@@ -17,6 +17,7 @@
 mod body;
 mod client;
 mod download;
+mod fetch;
 mod message;
 mod reader;
 mod rope;
@@ -25,10 +26,13 @@ mod upload;
 mod walk;
 
 pub use body::{MessageBody, MessageSender, Side, channel};
-pub use client::{DownloadStream, GrpcChannel, UploadCall, download, upload_chunks};
+pub use client::{DownloadStream, FetchStream, GrpcChannel, UploadCall, download, fetch, upload_chunks};
 pub use download::{
     DownloadEncoder, ItemPart, MAX_BLOCK, MAX_DOWNLOAD_MESSAGE, MAX_HEADER_CHUNKS, MAX_PARTS, MIN_BLOCK, Part,
     decode_download, fuzz_download,
+};
+pub use fetch::{
+    FetchEncoder, FetchPart, MAX_FETCH_CHUNKS, MAX_FETCH_MESSAGE, MAX_FETCH_PARTS, decode_fetch, fuzz_fetch,
 };
 pub use message::{COPY_BYTES, Encoded};
 pub use reader::MessageReader;
@@ -49,6 +53,8 @@ pub const SERVICE: &str = "atrium.v1.TransferService";
 pub const UPLOAD_PATH: &str = "/atrium.v1.TransferService/UploadChunks";
 /// Path of the download method.
 pub const DOWNLOAD_PATH: &str = "/atrium.v1.TransferService/Download";
+/// Path of the method by which a node gives chunks to another one.
+pub const FETCH_PATH: &str = "/atrium.peer.v1.TransferService/Fetch";
 /// Nothing may stand still for longer.
 pub const IDLE: Duration = Duration::from_secs(60);
 /// Bytes that wait between a producer and its connection: with the connection's window of 8 MiB enough to keep a fast

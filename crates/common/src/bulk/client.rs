@@ -2,17 +2,18 @@
 
 use super::body::{MessageSender, Side, channel};
 use super::download::{ItemPart, MAX_DOWNLOAD_MESSAGE, decode_download};
+use super::fetch::{FetchPart, MAX_FETCH_MESSAGE, decode_fetch, strange_fetch};
 use super::message::Encoded;
 use super::reader::MessageReader;
 use super::upload::UploadEncoder;
-use super::{DOWNLOAD_PATH, IDLE, QUEUE_BYTES, Rope, UPLOAD_PATH};
+use super::{DOWNLOAD_PATH, FETCH_PATH, IDLE, QUEUE_BYTES, Rope, UPLOAD_PATH};
 use crate::error::{Error, Reason, Result};
 use crate::model::{ChunkId, UploadId};
 use crate::status::{from_headers, from_status};
 use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use prost::Message;
-use proto::v1;
+use proto::{peer, v1};
 use std::collections::VecDeque;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::body::Body;
@@ -198,6 +199,52 @@ impl DownloadStream {
         let parts = decode_download(&message)?;
         if parts.iter().any(|p| p.item as usize >= self.items) {
             return Err(Error::new(Reason::MessageMalformed, "the server sent an item that was not asked for"));
+        }
+        Ok(Some(parts))
+    }
+}
+
+/// Asks a node for chunks (`atrium.peer.v1.TransferService/Fetch`).
+///
+/// # Errors
+/// What the node said at once; later errors come from [`FetchStream::next`].
+pub async fn fetch(channel_to_node: impl GrpcChannel, request: &peer::v1::FetchRequest) -> Result<FetchStream> {
+    let message: Rope = Encoded::of(request).frames.into_iter().collect();
+    let body = Body::new(http_body_util::Full::new(message.to_bytes()));
+    let opening = open(channel_to_node, FETCH_PATH, body, MAX_FETCH_MESSAGE);
+    let reader = tokio::time::timeout(IDLE, opening)
+        .await
+        .map_err(|_| Error::new(Reason::IdleTimeout, "the node does not answer"))??;
+    Ok(FetchStream { reader, chunks: request.digests.len() / 32, ended: false })
+}
+
+/// The messages of a fetch as they come. Dropping it ends the call.
+#[derive(Debug)]
+pub struct FetchStream {
+    reader: MessageReader<Body>,
+    chunks: usize,
+    ended: bool,
+}
+
+impl FetchStream {
+    /// The parts of the next message; `None` at the end, which only an undisturbed stream has.
+    ///
+    /// # Errors
+    /// What the node said, or what broke the connection. The stream has ended then.
+    pub async fn next(&mut self) -> Result<Option<Vec<FetchPart>>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let parts = self.read().await;
+        self.ended = !matches!(parts, Ok(Some(_)));
+        parts
+    }
+
+    async fn read(&mut self) -> Result<Option<Vec<FetchPart>>> {
+        let Some(message) = read(&mut self.reader).await? else { return Ok(None) };
+        let parts = decode_fetch(&message)?;
+        if parts.iter().any(|p| p.index as usize >= self.chunks) {
+            return Err(strange_fetch());
         }
         Ok(Some(parts))
     }

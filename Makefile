@@ -6,7 +6,7 @@ TOOLS := $(TARGET)/tools
 CARGO ?= cargo
 
 .PHONY: help build release test test-rust test-doc test-interop test-readme crash fmt verify-fmt fix-fmt clippy docs deny \
-  verify-proto verify-generated fix-generated verify-units verify-fuzz ci demo up down bench-files cluster cluster-down install
+  verify-proto verify-generated fix-generated verify-units verify-fuzz ci demo up down bench-files bench-peers cluster cluster-down install
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -47,6 +47,9 @@ crash: ## Kill the server at random instants while clients work: make crash ROUN
 
 bench-files: release ## Measure against nginx, Samba and rsync where installed (table, and JSON in target/bench)
 	$(TARGET)/release/bench-files
+
+bench-peers: release ## Measure peers in a network lab, beside Syncthing and BitTorrent where installed (as root)
+	$(TARGET)/release/bench-peers
 
 cluster: release ## Start the compose cluster, move a file across containers
 	deploy/compose/cluster.sh up

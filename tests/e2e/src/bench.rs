@@ -2,14 +2,21 @@
 //! that whatever else the machine does hits all of them. Ratios count; absolute times are this machine's.
 
 pub mod atrium;
+pub mod metadata_peers;
 pub mod micro;
+pub mod pair;
 pub mod peers;
+pub mod swarm;
 pub mod usage;
+
 
 use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
+
+/// 1 GiB of content, written to a file and perhaps to a store, and buffers.
+const TOUCHED_BYTES: usize = 3 << 30;
 
 /// What one system did with one work item in one round.
 #[derive(Clone, Debug, Serialize)]
@@ -50,6 +57,11 @@ impl Work {
     /// All, in the order in which they depend on each other.
     pub const ALL: [Work; 7] =
         [Work::PutBig, Work::GetBig, Work::PutChanged, Work::PutEight, Work::GetEight, Work::PutSmall, Work::GetSmall];
+
+    /// The one whose name in the report is this: `put_big`.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|w| serde_json::to_value(w).is_ok_and(|v| v == name))
+    }
 
     /// For the table.
     pub fn title(self) -> &'static str {
@@ -154,6 +166,7 @@ pub fn measure(contender: &mut dyn Contender, work: Work, inputs: &Inputs, scrat
     std::fs::create_dir_all(scratch)?;
     // What the round before wrote must not be written back in this one's time.
     rustix::fs::sync();
+    touch_memory();
     let meter = usage::Meter::start(contender.server_pids());
     let done = contender.perform(work, inputs, scratch)?;
     let sample = meter.stop();
@@ -161,6 +174,12 @@ pub fn measure(contender: &mut dyn Contender, work: Work, inputs: &Inputs, scrat
         verify(work, inputs, scratch)?;
     }
     Ok(done.map(|()| sample))
+}
+
+/// Takes and gives back as much memory as a performance needs for files and buffers. A virtual machine gets memory from its
+/// host when it first touches it, which can take longer than moving the content; who comes first would pay for all others.
+fn touch_memory() {
+    drop(std::hint::black_box(vec![1u8; TOUCHED_BYTES]));
 }
 
 /// A get that did not bring everything does not count.

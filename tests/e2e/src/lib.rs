@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod compare;
 pub mod office;
+pub mod peers;
 pub mod process;
 pub mod sample;
 

@@ -13,6 +13,7 @@ use futures_util::Stream;
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::Permissions;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -123,16 +124,38 @@ fn add(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// How a listener finds out who has connected. Its handshakes run under the listener's bounds.
+pub trait Handshake: Clone + Send + 'static {
+    /// What comes of it.
+    type Connection: Send + 'static;
+
+    /// Makes the handshake. The slot is to live as long as the connection.
+    fn accept(
+        self,
+        stream: TcpStream,
+        remote: SocketAddr,
+        slot: Slot,
+    ) -> impl Future<Output = io::Result<Self::Connection>> + Send;
+}
+
+impl Handshake for ServerTls {
+    type Connection = Connection;
+
+    async fn accept(self, stream: TcpStream, remote: SocketAddr, slot: Slot) -> io::Result<Connection> {
+        handshake(&self, stream, remote, slot).await
+    }
+}
+
 /// A TLS listener: the stream of its connections, for `serve_with_incoming_shutdown`. Dropping it closes the listener
 /// and all handshakes in progress.
-pub struct Acceptor {
-    ready: Ready,
+pub struct Acceptor<C = Connection> {
+    ready: Ready<C>,
     local: SocketAddr,
 }
 
-impl Acceptor {
+impl<C: Send + 'static> Acceptor<C> {
     /// Listens on a socket that is bound. Call it inside a runtime.
-    pub fn new(listener: TcpListener, tls: ServerTls, limits: AcceptLimits) -> Result<Self> {
+    pub fn new(listener: TcpListener, tls: impl Handshake<Connection = C>, limits: AcceptLimits) -> Result<Self> {
         let local = listener.local_addr()?;
         let slots = Slots::new(limits.connections, limits.connections_from_one);
         let stats = Arc::new(AcceptStats::default());
@@ -159,17 +182,17 @@ impl Acceptor {
     }
 }
 
-struct Listening {
-    tls: ServerTls,
+struct Listening<H: Handshake> {
+    tls: H,
     limits: AcceptLimits,
     slots: Arc<Slots>,
     stats: Arc<AcceptStats>,
-    sender: mpsc::Sender<Connection>,
+    sender: mpsc::Sender<H::Connection>,
     // Handshakes in progress, oldest first.
     progress: VecDeque<AbortHandle>,
 }
 
-impl Listening {
+impl<H: Handshake> Listening<H> {
     async fn run(mut self, listener: TcpListener) {
         let mut handshakes = JoinSet::new();
         loop {
@@ -196,7 +219,7 @@ impl Listening {
         let (tls, stats, sender) = (self.tls.clone(), self.stats.clone(), self.sender.clone());
         let deadline = self.limits.handshake_timeout;
         self.progress.push_back(handshakes.spawn(async move {
-            match tokio::time::timeout(deadline, handshake(&tls, stream, remote, slot)).await {
+            match tokio::time::timeout(deadline, tls.accept(stream, remote, slot)).await {
                 Ok(Ok(connection)) => {
                     add(&stats.accepted);
                     // Fails only when the server has stopped.
@@ -232,7 +255,7 @@ async fn handshake(tls: &ServerTls, stream: TcpStream, remote: SocketAddr, slot:
 
 /// Ends a connection whose handshake failed so that the other side reads why: closing with bytes unread would reset the
 /// connection, and the alert would be lost with it. The handshake's deadline counts for this too.
-async fn part(mut stream: TcpStream) {
+pub(super) async fn part(mut stream: TcpStream) {
     let lingering = async {
         stream.shutdown().await?;
         let mut unread = [0; 4096];
@@ -248,7 +271,7 @@ async fn part(mut stream: TcpStream) {
 }
 
 /// No delay for small packets; a peer that is gone is noticed within a minute, whether anything is being sent or not.
-pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt;
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
@@ -273,7 +296,7 @@ async fn pause_after(error: &io::Error) {
 
 /// A Unix socket: the stream of its connections with the peers' credentials. Dropping it removes the socket's file.
 pub struct UnixAcceptor {
-    ready: Ready,
+    ready: Ready<Connection>,
     file: SocketFile,
 }
 
@@ -367,21 +390,21 @@ impl Drop for SocketFile {
     }
 }
 
-struct Ready {
-    receiver: mpsc::Receiver<Connection>,
+struct Ready<C> {
+    receiver: mpsc::Receiver<C>,
     task: JoinHandle<()>,
     slots: Arc<Slots>,
     stats: Arc<AcceptStats>,
 }
 
-impl Drop for Ready {
+impl<C> Drop for Ready<C> {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Stream for Acceptor {
-    type Item = io::Result<Connection>;
+impl<C> Stream for Acceptor<C> {
+    type Item = io::Result<C>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.ready.receiver.poll_recv(cx).map(|c| c.map(Ok))
@@ -396,7 +419,7 @@ impl Stream for UnixAcceptor {
     }
 }
 
-impl fmt::Debug for Acceptor {
+impl<C> fmt::Debug for Acceptor<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Acceptor({})", self.local)
     }

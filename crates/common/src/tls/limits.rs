@@ -54,7 +54,7 @@ struct Taken {
 
 /// One connection's place; free again when dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub struct Slot {
     slots: Arc<Slots>,
     origin: Origin,
 }

@@ -59,6 +59,11 @@ impl Proven {
     pub fn confirm(&self, answer: &Answer) -> [u8; CONFIRMATION_BYTES] {
         self.proof.confirm(answer)
     }
+
+    /// The office's proof over an answer in parts; see [`super::JoinerProof::check_parts`].
+    pub fn confirm_parts(&self, parts: &[&[u8]]) -> [u8; CONFIRMATION_BYTES] {
+        self.proof.confirm_parts(parts)
+    }
 }
 
 impl Exchanges {

@@ -84,6 +84,19 @@ impl JoinerProof {
             Err(Error::new(Reason::OfficeProofWrong, "the server could not prove that it knows the code"))
         }
     }
+
+    /// As [`JoinerProof::check_office`], over an answer that is given as parts. The first part names the protocol that
+    /// the parts are of, so that no answer of one is one of another.
+    ///
+    /// # Errors
+    /// OFFICE_PROOF_WRONG.
+    pub fn check_parts(&self, confirmation: &[u8], parts: &[&[u8]]) -> Result<()> {
+        if self.transcript.with_parts(parts).verify(&self.key, OFFICE, confirmation) {
+            Ok(())
+        } else {
+            Err(Error::new(Reason::OfficeProofWrong, "the other side could not prove that it knows the code"))
+        }
+    }
 }
 
 /// The office's side, after the joiner's first message.
@@ -153,6 +166,11 @@ impl OfficeProof {
     pub fn confirm(&self, answer: &Answer) -> [u8; CONFIRMATION_BYTES] {
         self.transcript.with_answer(answer).sign(&self.key, OFFICE)
     }
+
+    /// As [`OfficeProof::confirm`], for [`JoinerProof::check_parts`].
+    pub fn confirm_parts(&self, parts: &[&[u8]]) -> [u8; CONFIRMATION_BYTES] {
+        self.transcript.with_parts(parts).sign(&self.key, OFFICE)
+    }
 }
 
 /// What both sides must have seen alike.
@@ -184,9 +202,14 @@ impl Transcript {
     }
 
     fn with_answer(&self, answer: &Answer) -> Self {
+        let parts = [&answer.office, &answer.ca_pem, &answer.certificate_pem, &answer.device_id];
+        self.with_parts(&parts.map(|part| part.as_bytes()))
+    }
+
+    fn with_parts(&self, parts: &[&[u8]]) -> Self {
         let mut transcript = self.clone();
-        for part in [&answer.office, &answer.ca_pem, &answer.certificate_pem, &answer.device_id] {
-            transcript.push(part.as_bytes());
+        for part in parts {
+            transcript.push(part);
         }
         transcript
     }
@@ -288,6 +311,23 @@ mod tests {
         }
         for cut in [&proof[..31], &[][..], &[0; 32][..]] {
             assert!(joiner.check_office(cut, &answer()).is_err());
+        }
+    }
+
+    #[test]
+    fn every_part_of_an_answer_in_parts_is_covered() {
+        let (joiner, office) = meet("7-amber-lion-canal", SPKI, (b"csr", b"csr")).unwrap();
+        let proof = office.confirm_parts(&[b"protocol", b"Acme", b"digest"]);
+        joiner.check_parts(&proof, &[b"protocol", b"Acme", b"digest"]).unwrap();
+        let changed: [&[&[u8]]; 5] = [
+            &[b"protocol", b"Acme", b"digesu"],
+            &[b"protocol", b"Acmed", b"igest"],
+            &[b"protoco", b"Acme", b"digest"],
+            &[b"protocol", b"Acme"],
+            &[b"protocol", b"Acme", b"digest", b""],
+        ];
+        for parts in changed {
+            assert!(joiner.check_parts(&proof, parts).unwrap_err().is(Reason::OfficeProofWrong));
         }
     }
 

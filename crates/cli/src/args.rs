@@ -6,20 +6,24 @@
 mod admin;
 mod files;
 mod identity;
+mod peers;
+pub mod place;
 pub mod value;
 
 pub use admin::*;
 pub use files::*;
 pub use identity::*;
+pub use peers::*;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The office's files, on a central server, from the command line.
+/// The office's files, on a central server and on each other's machines, from the command line.
 ///
 /// Places on the server are written home:notes/a.txt (your private directory) and public:plans/x.pdf (the public
-/// directory "plans").
+/// directory "plans"). What machines share with each other has hierarchical addresses like
+/// acme/sales/anna-pc/plans/x.pdf: office, unit, machine, share, path.
 #[derive(Parser, Debug)]
 #[command(
     name = "atrium",
@@ -27,7 +31,7 @@ use std::time::Duration;
     max_term_width = 100,
     subcommand_required = true,
     arg_required_else_help = true,
-    after_help = "Examples:\n  atrium status\n  atrium ls home:\n  atrium put report.pdf public:plans/"
+    after_help = "Examples:\n  atrium status\n  atrium ls home:\n  atrium put report.pdf public:plans/\n  atrium get acme/anna-pc/plans/x.pdf"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -61,6 +65,9 @@ pub struct Global {
     /// Socket of this machine's agent
     #[arg(long, global = true, env = "ATRIUM_AGENT_SOCKET", value_hint = ValueHint::FilePath, value_name = "SOCKET")]
     pub agent: Option<PathBuf>,
+    /// Socket of this machine's peer
+    #[arg(long, global = true, env = "ATRIUM_PEER_SOCKET", value_hint = ValueHint::FilePath, value_name = "SOCKET")]
+    pub peer: Option<PathBuf>,
     /// Talk to this server without an agent: HOST:PORT, or unix:/PATH of the server's own socket
     #[arg(long, global = true, env = "ATRIUM_SERVER", value_name = "SERVER")]
     pub server: Option<String>,
@@ -86,7 +93,12 @@ pub enum ColorWhen {
 /// The verbs.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    Init(Init),
+    Invite(Invite),
     Join(Join),
+    Peers(Peers),
+    Members(Members),
+    Office(Office),
     Login(Login),
     Logout(Logout),
     Whoami(Whoami),
@@ -98,6 +110,7 @@ pub enum Command {
     Put(Put),
     Get(Get),
     Cat(Cat),
+    Find(Find),
     Mkdir(Mkdir),
     Mv(Mv),
     Cp(Cp),
@@ -107,10 +120,18 @@ pub enum Command {
     Lock(Lock),
     Unlock(Unlock),
     Share(Share),
+    Unshare(Unshare),
+    Shares(Shares),
+    Mirror(Mirror),
     Why(Why),
     Sync(Sync),
     Conflicts(Conflicts),
     Watch(Watch),
+    Transfers(Transfers),
+    Limit(Limit),
+    Send(Send),
+    Inbox(Inbox),
+    Outbox(Outbox),
     Queue(Queue),
     Cache(Cache),
     Admin(Admin),

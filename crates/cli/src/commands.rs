@@ -8,6 +8,7 @@ mod doctor;
 mod identity;
 mod local;
 mod locks;
+mod peers;
 pub(crate) mod places;
 mod queue;
 mod share;
@@ -69,7 +70,12 @@ impl Context {
 pub async fn run(context: &Context, command: Command) -> Result<Exit> {
     let c = context;
     match command {
+        Command::Init(args) => peers::office::init(c, args).await,
+        Command::Invite(args) => peers::office::invite(c, args).await,
         Command::Join(args) => identity::join(c, args).await,
+        Command::Peers(_) => peers::members::peers(c).await,
+        Command::Members(args) => peers::members::members(c, args).await,
+        Command::Office(args) => peers::office::office(c, args).await,
         Command::Login(args) => identity::login(c, args).await,
         Command::Logout(_) => identity::logout(c).await,
         Command::Whoami(_) => identity::whoami(c).await,
@@ -81,6 +87,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit> {
         Command::Put(args) => transfer::put(c, args).await,
         Command::Get(args) => transfer::get(c, args).await,
         Command::Cat(args) => transfer::cat(c, args).await,
+        Command::Find(args) => peers::browse::find(c, args).await,
         Command::Mkdir(args) => tree::mkdir(c, args).await,
         Command::Mv(args) => tree::mv(c, args).await,
         Command::Cp(args) => tree::cp(c, args).await,
@@ -90,10 +97,18 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit> {
         Command::Lock(args) => locks::lock(c, args).await,
         Command::Unlock(args) => locks::unlock(c, args).await,
         Command::Share(args) => share::share(c, args).await,
+        Command::Unshare(args) => peers::shares::unshare(c, args).await,
+        Command::Shares(_) => peers::shares::shares(c).await,
+        Command::Mirror(args) => peers::shares::mirror(c, args).await,
         Command::Why(args) => share::why(c, args).await,
         Command::Sync(args) => sync::sync(c, args).await,
-        Command::Conflicts(args) => conflicts::conflicts(c, args),
+        Command::Conflicts(args) => conflicts::conflicts(c, args).await,
         Command::Watch(args) => watch::watch(c, args).await,
+        Command::Transfers(args) => peers::transfers::transfers(c, args).await,
+        Command::Limit(args) => peers::transfers::limit(c, args).await,
+        Command::Send(args) => peers::mailbox::send(c, args).await,
+        Command::Inbox(args) => peers::mailbox::inbox(c, args).await,
+        Command::Outbox(args) => peers::mailbox::outbox(c, args).await,
         Command::Queue(args) => queue::queue(c, args).await,
         Command::Cache(args) => queue::cache(c, args).await,
         Command::Admin(args) => admin::admin(c, args).await,
@@ -172,4 +187,12 @@ pub async fn list_for_completion(
         if places::is_directory(e) { format!("{}/", e.display_name) } else { e.display_name.clone() }
     };
     Ok(page.entries.iter().take(limit).map(name).collect())
+}
+
+/// Names below a hierarchical address, for completion.
+///
+/// # Errors
+/// `PEER_NOT_RUNNING` and whatever listing ends with.
+pub async fn list_addresses_for_completion(global: Global, directory: &str, limit: usize) -> Result<Vec<String>> {
+    peers::browse::names(&crate::peer::peer(&global)?, directory, limit).await
 }

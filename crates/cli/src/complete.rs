@@ -1,7 +1,7 @@
 //! Completion of places on the server, while the user types (clap_complete's environment engine).
 
 use crate::args::Cli;
-use crate::commands::list_for_completion;
+use crate::commands::{list_addresses_for_completion, list_for_completion};
 use clap::Parser;
 use clap_complete::engine::CompletionCandidate;
 use common::model::EntryPath;
@@ -13,15 +13,21 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// Longer lists help nobody.
 const CANDIDATES_MAX: usize = 500;
 
-/// What may follow `current`: "home:" and "public:", then what the server has. Errors complete to nothing.
+/// What may follow `current`: "home:" and "public:", then what the server has; and what machines share. Errors complete
+/// to nothing.
 pub fn remote_paths(current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else { return Vec::new() };
-    let names = match split(current) {
+    let names: Vec<String> = match split(current) {
         Some((directory, prefix)) => {
             let names = ask(&directory).unwrap_or_default();
             names.into_iter().filter(|n| n.starts_with(&prefix)).map(|n| format!("{directory}{n}")).collect()
         }
-        None => begin_of_place(current),
+        None => {
+            let (directory, prefix) = current.split_at(current.rfind('/').map_or(0, |at| at + 1));
+            let addresses = ask_peer(directory).unwrap_or_default();
+            let addresses = addresses.into_iter().filter(|n| n.starts_with(prefix)).map(|n| format!("{directory}{n}"));
+            begin_of_place(current).into_iter().chain(addresses).collect()
+        }
     };
     names.into_iter().take(CANDIDATES_MAX).map(CompletionCandidate::new).collect()
 }
@@ -49,6 +55,21 @@ fn ask(directory: &str) -> Option<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let names = runtime.block_on(async {
         tokio::time::timeout(PATIENCE, list_for_completion(global, path, CANDIDATES_MAX)).await.ok()?.ok()
+    });
+    runtime.shutdown_background();
+    names
+}
+
+/// Names below a hierarchical address; what has something below it ends with '/'.
+fn ask_peer(directory: &str) -> Option<Vec<String>> {
+    let global = Cli::try_parse_from(["atrium", "whoami"]).ok()?.global;
+    if !crate::peer::is_there(&global) {
+        return None;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let names = runtime.block_on(async {
+        let asked = list_addresses_for_completion(global, directory, CANDIDATES_MAX);
+        tokio::time::timeout(PATIENCE, asked).await.ok()?.ok()
     });
     runtime.shutdown_background();
     names

@@ -8,6 +8,7 @@ pub mod connect;
 pub mod dirs;
 pub mod exit;
 pub mod output;
+pub mod peer;
 pub mod progress;
 pub mod prompt;
 pub mod reference;

@@ -37,13 +37,14 @@ const ENVIRONMENT: &str = "\
 | Variable | |
 |---|---|
 | `ATRIUM_AGENT_SOCKET` | as `--agent` |
+| `ATRIUM_PEER_SOCKET` | as `--peer`; without either, the peer that you started, then one that the system runs for you (`/run/atrium-peer/NAME/peer.sock`) |
 | `ATRIUM_SERVER`, `ATRIUM_CA`, `ATRIUM_TOKEN_FILE` | as `--server`, `--ca`, `--token-file`; a flag beats its variable |
 | `XDG_RUNTIME_DIR` | `$XDG_RUNTIME_DIR/atrium/agent.sock` is used if it exists, else `/run/atrium/agent.sock` |
 | `XDG_STATE_HOME` | sessions of `login --server` and the memory of `sync` are kept in `$XDG_STATE_HOME/atrium` (`~/.local/state/atrium`) |
 | `NO_COLOR`, `TERM=dumb` | no colour |
 
 Passwords, codes and tokens are never taken from the environment or from an option's value: they are asked for, or read
-from a file or standard input.
+from a file or standard input. Only `join` takes a code as a word, since it is used up by the same call.
 
 ";
 

@@ -1,6 +1,7 @@
 //! Files and directories.
 
-use super::value::{self, Place, RemotePath, RootArg, Whom};
+use super::place::{AnyPath, AnyPlace, ShareTarget, WithArg, yes_no};
+use super::value::{self, RemotePath, RootArg, Whom};
 use crate::complete::remote_paths;
 use clap::{Args, Subcommand, ValueHint};
 use clap_complete::engine::ArgValueCompleter;
@@ -10,12 +11,15 @@ use std::time::Duration;
 
 /// List directories and files
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  atrium ls\n  atrium ls -l home:notes\n  atrium ls -R public:plans --json")]
+#[command(
+    after_help = "Examples:\n  atrium ls\n  atrium ls -l home:notes\n  atrium ls -R public:plans --json\n  atrium ls acme\n  atrium ls -l \"acme/*/anna-pc/plans\""
+)]
 pub struct Ls {
-    /// Where; without it, your private directory and the public ones are listed
+    /// Where: a place on the server, or the address of something that machines share, in which * stands for any one name.
+    /// Without it, your private directory, the public ones and the office are listed
     #[arg(add = ArgValueCompleter::new(remote_paths))]
-    pub place: Option<Place>,
-    /// Size, time, version and author
+    pub place: Option<AnyPlace>,
+    /// Size, time, version and author; of shares, right and holders
     #[arg(short, long)]
     pub long: bool,
     /// Everything below as well
@@ -59,14 +63,17 @@ pub struct Put {
     pub dry_run: bool,
 }
 
-/// Get files or whole directories from the server
+/// Get files or whole directories from the server or from other machines
 ///
 /// A file goes into a directory that is here. A directory becomes the place that is named; with '/' at its end, it goes
 /// into it. A file is in place only when it is whole and verified; until then it grows as the hidden .NAME.atrium-part,
 /// from which the same command goes on after an interruption. Files that are here already and unchanged are passed over.
+///
+/// An address such as acme/anna-pc/plans/a.pdf is got by this machine's peer from all machines that have it. Of several
+/// addresses the last word is the place here. Ctrl-C pauses the transfer; the same command goes on with it.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  atrium get home:notes/a.txt\n  atrium get public:plans plans-copy\n  atrium get home:a.txt home:b.txt target/\n  atrium get home:a.txt --version 2 old-a.txt"
+    after_help = "Examples:\n  atrium get home:notes/a.txt\n  atrium get public:plans plans-copy\n  atrium get home:a.txt home:b.txt target/\n  atrium get home:a.txt --version 2 old-a.txt\n  atrium get acme/anna-pc/plans/a.pdf\n  atrium get acme/anna-pc/plans acme/bert-pc/photos target/ --detach"
 )]
 pub struct Get {
     /// Places on the server, then the place here (the current directory if left out)
@@ -81,15 +88,20 @@ pub struct Get {
     /// Do not ask the agent's cache
     #[arg(long)]
     pub no_cache: bool,
+    /// Of addresses: return at once; `atrium transfers` shows how far it is
+    #[arg(long)]
+    pub detach: bool,
 }
 
 /// Write files to standard output
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  atrium cat home:notes/a.txt\n  atrium cat home:notes/a.txt --version 1")]
+#[command(
+    after_help = "Examples:\n  atrium cat home:notes/a.txt\n  atrium cat home:notes/a.txt --version 1\n  atrium cat acme/anna-pc/plans/a.txt"
+)]
 pub struct Cat {
-    /// Files on the server
+    /// Files on the server or of other machines
     #[arg(required = true, add = ArgValueCompleter::new(remote_paths))]
-    pub paths: Vec<RemotePath>,
+    pub paths: Vec<AnyPath>,
     /// An old version
     #[arg(long = "version", value_name = "N")]
     pub version_number: Option<u64>,
@@ -277,24 +289,40 @@ pub struct Unlock {
     pub force: bool,
 }
 
-/// Show or change who may use a public directory
+/// Share a folder of this machine, or show or change who may use a public directory
+///
+/// A folder is shared in place: nothing is copied, and what changes in it is seen by the others within seconds. Given
+/// again, the command changes what it names and leaves the rest. Files that match a line of .atriumignore at the top of
+/// the folder, or --ignore, are not shared. Links out of the folder are not followed.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  atrium share public:plans\n  atrium share public:plans --with anna --with group:sales --right write\n  atrium share public:plans --with everyone\n  atrium share public:plans --revoke anna"
+    after_help = "Examples:\n  atrium share ~/Plans --with anna --with group:sales=write\n  atrium share ~/Plans --with everyone --name hall --ignore \"*.bak\"\n  atrium share ~/Team --with group:sales --write --two-way\n  atrium share ~/Plans --revoke anna\n  atrium share public:plans\n  atrium share public:plans --with anna --with group:sales --right write"
 )]
 pub struct Share {
-    /// The public directory
-    #[arg(add = ArgValueCompleter::new(remote_paths))]
-    pub directory: RootArg,
-    /// Who: anna, group:sales, device:ID or everyone; may be given several times
-    #[arg(long, value_name = "WHO")]
-    pub with: Vec<Whom>,
+    /// A folder, or a public directory of the server (public:NAME)
+    #[arg(value_hint = ValueHint::DirPath, value_name = "FOLDER|public:NAME", add = ArgValueCompleter::new(remote_paths))]
+    pub target: ShareTarget,
+    /// Who: anna, group:sales, device:ID or everyone; with =RIGHT for another right; may be given several times
+    #[arg(long, value_name = "WHO[=RIGHT]")]
+    pub with: Vec<WithArg>,
     /// What they may do: see, read, write or manage
     #[arg(long, value_parser = value::right, default_value = "read", value_name = "RIGHT", requires = "with")]
     pub right: Right,
+    /// They may write; the same as --right write
+    #[arg(long, requires = "with", conflicts_with = "right")]
+    pub write: bool,
     /// Take the right away from: anna, group:sales, device:ID or everyone
     #[arg(long, value_name = "WHO")]
     pub revoke: Vec<Whom>,
+    /// Of a folder: the share's name; made from the folder's if left out
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Of a folder: whether those who may write change it on copies of their own (`atrium mirror`)
+    #[arg(long, value_parser = yes_no, num_args = 0..=1, require_equals = true, default_missing_value = "yes", value_name = "yes|no")]
+    pub two_way: Option<bool>,
+    /// Of a folder: files that are not shared, in the syntax of gitignore; may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub ignore: Vec<String>,
 }
 
 /// Tell what someone may do, and which rule decides

@@ -5,21 +5,27 @@ use std::path::PathBuf;
 
 /// Join this machine to an office with a one-time code
 ///
-/// An administrator makes the code with `atrium admin invite`. It is asked for without showing it; scripts give it in a
-/// file. Needs root or the agent's own user.
+/// Any member of an office of peers makes the code with `atrium invite`; in the same network the code alone is enough, and
+/// across the Internet the member's address is named too. For a central server an administrator makes it with `atrium
+/// admin invite`; the server's address is named, and root or the agent's own user is needed. Without a code on the command
+/// line it is asked for without showing it; scripts give it in a file.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  sudo atrium join files.office.example:7443\n  sudo atrium join 192.0.2.10:7443 --code-file code.txt --name anna-pc"
+    after_help = "Examples:\n  atrium join 7-amber-lion-canal\n  atrium join 192.0.2.7:7444 7-amber-lion-canal --person bert\n  sudo atrium join files.office.example:7443\n  sudo atrium join 192.0.2.10:7443 --code-file code.txt --name anna-pc"
 )]
 pub struct Join {
-    /// The central server, HOST:PORT; the port may be left out
-    pub address: String,
+    /// HOST or HOST:PORT of a member or of the central server, and the code, in any order
+    #[arg(num_args = 0..=2, value_name = "ADDRESS|CODE")]
+    pub words: Vec<String>,
     /// File with the code; - is standard input
     #[arg(long, value_hint = ValueHint::FilePath, value_name = "FILE")]
     pub code_file: Option<PathBuf>,
     /// What this machine is called; the host name if left out
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Of an office of peers: whose machine this is; your user name if left out. The invite may say otherwise
+    #[arg(long, value_name = "NAME")]
+    pub person: Option<String>,
 }
 
 /// Where a password comes from.

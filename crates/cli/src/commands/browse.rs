@@ -1,6 +1,7 @@
 //! `ls`.
 
-use super::{Context, call, places};
+use super::{Context, call, peers, places};
+use crate::args::place::AnyPlace;
 use crate::args::{Ls, value::Place};
 use crate::connect::Office;
 use crate::exit::Exit;
@@ -12,10 +13,23 @@ use common::model::EntryPath;
 use proto::v1;
 
 pub(super) async fn ls(c: &Context, args: Ls) -> Result<Exit> {
+    let place = match &args.place {
+        Some(AnyPlace::Peers(address)) => return peers::browse::ls(c, Some(address), &args).await,
+        None if c.only_peer() => return peers::browse::ls(c, None, &args).await,
+        Some(AnyPlace::Server(place)) => Some(place.clone()),
+        None => None,
+    };
     let office = c.office().await?;
     let view = View { long: args.long, recursive: args.recursive };
-    let path = match args.place {
-        None => return directories(c, &office, false).await,
+    let path = match place {
+        None => {
+            let exit = directories(c, &office, false).await?;
+            // A JSON list has items of one kind; what machines share is listed by `ls OFFICE`.
+            if !c.out.json && crate::peer::is_there(&c.global) {
+                peers::browse::office(c, args.long).await?;
+            }
+            return Ok(exit);
+        }
         Some(Place::AllPublic) => return directories(c, &office, true).await,
         Some(Place::Entry(path)) => path,
     };

@@ -1,7 +1,7 @@
 //! `conflicts`.
 
 use super::sync::canonical;
-use super::{Context, Several};
+use super::{Context, Several, peers};
 use crate::args::{Conflicts, ConflictsAction, Keep};
 use crate::dirs;
 use crate::exit::Exit;
@@ -12,12 +12,17 @@ use crate::sync::state::{KeptConflict, MemoryStore, Pair};
 use common::error::Result;
 use std::path::Path;
 
-pub(super) fn conflicts(c: &Context, args: Conflicts) -> Result<Exit> {
+pub(super) async fn conflicts(c: &Context, args: Conflicts) -> Result<Exit> {
     let store = MemoryStore::open(&dirs::state()?)?;
     if let Some(ConflictsAction::Keep { which, paths }) = args.action {
         let mut several = Several::default();
         for path in &paths {
-            several.note(&c.out, keep(c, &store, which, path))?;
+            let kept = match peers::conflicts::is_shared(c, path).await {
+                Ok(true) => peers::conflicts::keep(c, which, path).await,
+                Ok(false) => keep(c, &store, which, path),
+                Err(error) => Err(error),
+            };
+            several.note(&c.out, kept)?;
         }
         return several.end(&c.out);
     }
@@ -29,6 +34,11 @@ pub(super) fn conflicts(c: &Context, args: Conflicts) -> Result<Exit> {
         }
         for kept in store.open_conflicts(&memory)? {
             list.item(&shown(&memory.pair, &kept), line)?;
+        }
+    }
+    for kept in peers::conflicts::all(c).await? {
+        if only.as_ref().is_none_or(|d| d.starts_with(&kept.directory) || Path::new(&kept.directory).starts_with(d)) {
+            list.item(&kept, line)?;
         }
     }
     let number = list.end("no conflicts")?;

@@ -1,6 +1,6 @@
 //! `doctor`: tests the way to the server step by step; the first step that fails is the one to look at.
 
-use super::{Context, call, identity, places, status};
+use super::{Context, call, identity, peers, places, status};
 use crate::args::Doctor as Args;
 use crate::connect::{self, Office};
 use crate::exit::Exit;
@@ -102,6 +102,12 @@ async fn patiently<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
 /// Makes the tests in the order in which they depend on one another; stops where the next one cannot succeed.
 async fn run(c: &Context, args: &Args, checks: &mut Checks) -> Result<()> {
     disk(checks)?;
+    if crate::peer::is_there(&c.global) {
+        peer(c, checks).await?;
+    }
+    if c.only_peer() {
+        return Ok(());
+    }
     if connect::wants_agent(&c.global) && !agent(c, checks).await? {
         return Ok(());
     }
@@ -145,6 +151,33 @@ fn disk(checks: &mut Checks) -> Result<()> {
         DISK_FAIL..DISK_WARN => checks.warn("disk", message, "this disk is getting full", "free some space soon"),
         _ => checks.ok("disk", message),
     }
+}
+
+/// This machine's peer, its office, and the way to the other members.
+async fn peer(c: &Context, checks: &mut Checks) -> Result<()> {
+    let (answer, problems) = match peers::state::ask(c).await {
+        Ok(answer) => answer,
+        Err(error) => return checks.fail("peer", &error),
+    };
+    let socket = crate::peer::socket(&c.global);
+    checks.ok("peer", format!("version {} answers at {}", answer.version, socket.display()))?;
+    for problem in problems {
+        checks.warn("peer", problem.message, &problem.why, &problem.fix)?;
+    }
+    if let Some(problem) = peers::state::membership_problem(&answer) {
+        return checks.warn("office", problem.message, &problem.why, &problem.fix);
+    }
+    checks.ok("office", format!("{}, {} members", answer.node_name, answer.member_count))?;
+    let (discovery, unreachable, reached) = match patiently(peers::state::unreachable(c)).await {
+        Ok(found) => found,
+        Err(error) => return checks.fail("peers", &error),
+    };
+    checks.ok("discovery", if discovery.is_empty() { "off".to_owned() } else { discovery.join("; ") })?;
+    checks.ok("peers", format!("{reached} reached"))?;
+    for (name, problem) in unreachable {
+        checks.warn("peers", format!("{name}: {}", problem.message), &problem.why, &problem.fix)?;
+    }
+    Ok(())
 }
 
 /// Whether it makes sense to go on.

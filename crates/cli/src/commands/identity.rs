@@ -1,6 +1,8 @@
 //! `join`, `login`, `logout`, `whoami`, `password`, `sessions`.
 
+use super::peers::join::{self, Way};
 use super::{Context, call};
+use crate::args::place::JoinWords;
 use crate::args::{Join, Login, Password, Sessions, SessionsAction};
 use crate::connect::{self, Office};
 use crate::exit::Exit;
@@ -9,14 +11,20 @@ use crate::output::schema::{Done, Session, Whoami, role_word};
 use crate::output::usage;
 use crate::prompt;
 use common::error::Result;
-use common::rpc::ServerAddress;
 use proto::agent::v1 as agent;
 use proto::v1;
 
 pub(super) async fn join(c: &Context, args: Join) -> Result<Exit> {
-    let server = args.address.parse::<ServerAddress>()?.to_string();
+    let words = JoinWords::of(&args.words).map_err(|e| usage(e, "name an address, a code, or both"))?;
+    let server = match join::way(c, &words).await? {
+        Way::Peers(address) => {
+            let code = join::code(c, &words, &args)?;
+            return join::join(c, address, code, args).await;
+        }
+        Way::Server(server) => server,
+    };
     let mut client = c.agent().await?.client();
-    let code = prompt::secret(&c.out, args.code_file.as_deref(), "one-time code", "--code-file")?;
+    let code = join::code(c, &words, &args)?;
     c.out.note("joining; a wrong code burns it, so this is tried once");
     let request =
         agent::JoinRequest { server, code: code.trim().to_owned(), display_name: args.name.unwrap_or_default() };

@@ -1,6 +1,7 @@
 //! `share` and `why`: rights on public directories.
 
-use super::{Context, call};
+use super::{Context, call, peers};
+use crate::args::place::ShareTarget;
 use crate::args::value::RootArg;
 use crate::args::{Share, Why};
 use crate::connect::Office;
@@ -9,33 +10,45 @@ use crate::output::format::safe;
 use crate::output::schema::{self, Directory, Done, right_word};
 use crate::output::usage;
 use common::error::{Error, Reason, Result};
-use common::model::RootName;
+use common::model::{Right, RootName};
 use proto::v1;
 
 pub(super) async fn share(c: &Context, args: Share) -> Result<Exit> {
-    if !matches!(args.directory.0, RootName::Public(_)) {
+    let directory = match &args.target {
+        ShareTarget::Server(directory) => directory.clone(),
+        ShareTarget::Folder(folder) => return peers::shares::share(c, &folder.clone(), args).await,
+    };
+    if args.name.is_some() || args.two_way.is_some() || !args.ignore.is_empty() {
         return Err(usage(
-            format!("{} cannot be shared: a private directory is its owner's alone", args.directory),
+            "--name, --two-way and --ignore are for folders of this machine",
+            "leave them out, or name a folder instead of a public directory",
+        ));
+    }
+    if !matches!(directory.0, RootName::Public(_)) {
+        return Err(usage(
+            format!("{} cannot be shared: a private directory is its owner's alone", directory),
             "put what others shall have into a public directory, for example `atrium cp home:plans public:plans/`",
         ));
     }
     let office = c.office().await?;
     if args.with.is_empty() && args.revoke.is_empty() {
-        return show(c, &office, &args.directory).await;
+        return show(c, &office, &directory).await;
     }
     for whom in &args.revoke {
-        let request = v1::RevokeRightRequest { name: args.directory.wire(), principal: Some(whom.wire()) };
-        call(office.directories().revoke_right(request)).await.map_err(|e| with_hint(e, &args.directory))?;
-        let message = format!("{whom} no longer has a right of their own on {}", args.directory);
-        let done = Done::new("revoke", &args.directory, Some(whom.to_string()), message);
+        let request = v1::RevokeRightRequest { name: directory.wire(), principal: Some(whom.wire()) };
+        call(office.directories().revoke_right(request)).await.map_err(|e| with_hint(e, &directory))?;
+        let message = format!("{whom} no longer has a right of their own on {}", directory);
+        let done = Done::new("revoke", &directory, Some(whom.to_string()), message);
         c.out.changed(&done, |d| d.message.clone())?;
     }
-    for whom in &args.with {
-        let grant = v1::Grant { principal: Some(whom.wire()), right: args.right as i32 };
-        let request = v1::GrantRightRequest { name: args.directory.wire(), grant: Some(grant) };
-        call(office.directories().grant_right(request)).await.map_err(|e| with_hint(e, &args.directory))?;
-        let message = format!("{whom} may now {} {}", args.right.word(), args.directory);
-        let done = Done::new("share", &args.directory, Some(whom.to_string()), message);
+    for with in &args.with {
+        let whom = &with.whom;
+        let right = with.right.unwrap_or(if args.write { Right::Write } else { args.right });
+        let grant = v1::Grant { principal: Some(whom.wire()), right: right as i32 };
+        let request = v1::GrantRightRequest { name: directory.wire(), grant: Some(grant) };
+        call(office.directories().grant_right(request)).await.map_err(|e| with_hint(e, &directory))?;
+        let message = format!("{whom} may now {} {}", right.word(), directory);
+        let done = Done::new("share", &directory, Some(whom.to_string()), message);
         c.out.changed(&done, |d| d.message.clone())?;
     }
     Ok(Exit::Ok)

@@ -1,11 +1,12 @@
 //! `status`: one look at the agent and the server, and what to do if something is wrong.
 
-use super::{Context, call, identity};
+use super::{Context, call, identity, peers};
 use crate::connect::{self, Agent, Office};
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::output::format::{bytes, count, minute, rfc3339, safe};
 use crate::output::schema::{AgentStatus, Problem, ServerInfo, Status, Whoami};
+use crate::peer;
 use common::error::{Error, Kind, Reason, Result};
 use common::model::Role;
 use proto::agent::v1 as agent;
@@ -19,7 +20,20 @@ pub(super) async fn status(c: &Context) -> Result<Exit> {
     let mut problems = Vec::new();
     let mut agent_status = None;
     let mut user = String::new();
-    if connect::wants_agent(&c.global) {
+    let only_peer = c.only_peer();
+    let mut peer_status = None;
+    if peer::is_there(&c.global) {
+        match peers::state::ask(c).await {
+            Ok((answer, found)) => {
+                problems.extend(found);
+                // A peer that nobody has asked for yet is no problem beside a working server.
+                problems.extend(peers::state::membership_problem(&answer).filter(|_| only_peer || answer.revoked));
+                peer_status = Some(answer);
+            }
+            Err(error) => problems.push(Problem::of(&error)),
+        }
+    }
+    if !only_peer && connect::wants_agent(&c.global) {
         match ask_agent(c).await {
             Ok(answer) => {
                 user = answer.user.clone();
@@ -31,7 +45,7 @@ pub(super) async fn status(c: &Context) -> Result<Exit> {
         }
     }
     let mut server = None;
-    if problems_allow_asking(&problems) {
+    if !only_peer && problems_allow_asking(&problems) {
         match patiently(ask_server(c)).await {
             Ok((info, who, found)) => {
                 server = Some(info);
@@ -44,7 +58,8 @@ pub(super) async fn status(c: &Context) -> Result<Exit> {
             Err(error) => add(&mut problems, Problem::of(&error)),
         }
     }
-    let status = Status { healthy: problems.is_empty(), user, agent: agent_status, server, problems };
+    let status =
+        Status { healthy: problems.is_empty(), user, agent: agent_status, server, peer: peer_status, problems };
     c.out.object(&status, |s| human(&c.out, s))?;
     Ok(if status.healthy { Exit::Ok } else { Exit::Degraded })
 }
@@ -179,8 +194,10 @@ fn human(out: &Output, s: &Status) -> String {
             let (office, version) = (safe(&server.office), safe(&server.version));
             lines.push(format!("server  {office}, version {version}, answers in {} ms", server.round_trip_ms));
         }
+        None if s.agent.is_none() && s.peer.is_some() => {}
         None => lines.push("server  not reached".to_owned()),
     }
+    lines.extend(s.peer.iter().flat_map(peers::state::lines));
     if !s.user.is_empty() {
         lines.push(format!("user    {}", safe(&s.user)));
     }

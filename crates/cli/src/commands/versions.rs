@@ -17,7 +17,7 @@ pub(super) async fn versions(c: &Context, args: Versions) -> Result<Exit> {
             let mut paths = vec![path.to_string()];
             paths.extend(destination.map(|d| d.to_string_lossy().into_owned()));
             let version_number = Some(version_number);
-            transfer::get(c, Get { paths, version_number, overwrite, no_cache: true }).await
+            transfer::get(c, Get { paths, version_number, overwrite, no_cache: true, detach: false }).await
         }
         None => {
             let path = args.path.ok_or_else(|| usage("which file?", "name one, like home:notes/a.txt"))?;

@@ -39,6 +39,11 @@ impl JsonType for bool {
         "boolean".into()
     }
 }
+impl JsonType for f64 {
+    fn json_type() -> String {
+        "number".into()
+    }
+}
 impl<T: JsonType> JsonType for Option<T> {
     fn json_type() -> String {
         format!("{} or null", T::json_type())
@@ -62,7 +67,7 @@ pub struct Description {
 }
 
 macro_rules! objects {
-    ($(#[doc = $about:literal] $name:ident $kind:literal { $(#[doc = $doc:literal] $field:ident: $ty:ty,)* })*) => {
+    ($table:ident; $(#[doc = $about:literal] $name:ident $kind:literal { $(#[doc = $doc:literal] $field:ident: $ty:ty,)* })*) => {
         $(
             #[doc = $about]
             #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -70,8 +75,8 @@ macro_rules! objects {
             impl Object for $name { const KIND: &'static str = $kind; }
             impl JsonType for $name { fn json_type() -> String { $kind.into() } }
         )*
-        /// All objects of the contract.
-        pub fn descriptions() -> Vec<Description> {
+        /// The objects that are described here.
+        pub fn $table() -> Vec<Description> {
             vec![$(Description {
                 kind: $kind,
                 about: $about.trim(),
@@ -81,7 +86,16 @@ macro_rules! objects {
     };
 }
 
+mod peers;
+pub use peers::*;
+
+/// All objects of the contract.
+pub fn descriptions() -> Vec<Description> {
+    server_objects().into_iter().chain(peer_objects()).collect()
+}
+
 objects! {
+    server_objects;
     /// A failure, on standard error.
     Failure "error" {
         /// Stable UPPER_SNAKE word; docs/errors.md lists all.
@@ -136,7 +150,7 @@ objects! {
     }
     /// Something was changed.
     Done "done" {
-        /// The command: mkdir, mv, cp, rm, restore, lock, share, login …
+        /// The command: mkdir, mv, cp, rm, restore, lock, share, login, init, unshare …
         action: String,
         /// What it was done to.
         subject: String,
@@ -351,6 +365,8 @@ objects! {
         agent: Option<AgentStatus>,
         /// The server; null if it could not be asked.
         server: Option<ServerInfo>,
+        /// This machine's peer; null if there is none.
+        peer: Option<PeerStatus>,
         /// What is wrong, why, and what to do.
         problems: Vec<Problem>,
     }
@@ -421,7 +437,7 @@ objects! {
     }
     /// A test of `doctor`.
     Check "check" {
-        /// agent, joined, network, tls, certificate, clock, login, disk, transfer.
+        /// agent, joined, network, tls, certificate, clock, login, disk, transfer, peer, office, discovery, peers.
         name: String,
         /// ok, warn, fail or skip.
         result: String,

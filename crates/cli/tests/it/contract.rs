@@ -32,7 +32,7 @@ fn kinds_are_unique_and_everything_is_explained() {
             assert!(about.len() > 3 && !kind.is_empty(), "{}.{name}", object.kind);
             // What a field refers to is described too.
             let base = kind.trim_start_matches("array of ").trim_end_matches(" or null");
-            let plain = ["string", "integer", "boolean"].contains(&base);
+            let plain = ["string", "integer", "boolean", "number"].contains(&base);
             assert!(plain || kinds.contains(base), "{}.{name} is a {base}", object.kind);
         }
     }

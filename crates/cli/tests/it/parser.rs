@@ -54,7 +54,8 @@ fn the_parser_has_no_contradictions() {
 fn every_verb_of_the_product_is_there() {
     let names: Vec<String> = commands().into_iter().map(|(name, _)| name).collect();
     let verbs = "join login logout whoami status doctor ls put get cat mkdir mv cp rm restore versions lock unlock share \
-                 why sync conflicts watch queue cache admin completions";
+                 why sync conflicts watch queue cache admin completions init invite peers members office find unshare shares \
+                 mirror transfers limit send inbox outbox";
     let areas = "users groups quota directories invite invites devices audit backup restore scrub reclaim status";
     for verb in verbs.split_whitespace() {
         assert!(names.contains(&format!("atrium {verb}")), "{verb}");
@@ -117,6 +118,8 @@ fn what_cannot_be_undone_asks_and_can_be_told_not_to() {
         "atrium admin groups delete",
         "atrium admin directories delete",
         "atrium admin devices revoke",
+        "atrium members revoke",
+        "atrium members groups delete",
         "atrium sync",
     ] {
         let (_, command) = commands().into_iter().find(|(n, _)| n == name).unwrap();
@@ -133,6 +136,7 @@ fn mistakes_are_answered_with_the_nearest_word() {
     let message = |line: &[&str]| Cli::try_parse_from(line).unwrap_err().to_string();
     assert!(message(&["atrium", "statsu"]).contains("status"));
     assert!(message(&["atrium", "ls", "--josn"]).contains("--json"));
-    assert!(message(&["atrium", "ls", "notes/a.txt"]).contains("home:notes/a.txt"));
+    assert!(message(&["atrium", "mkdir", "notes/a.txt"]).contains("home:notes/a.txt"));
+    assert!(message(&["atrium", "ls", "/etc"]).contains("acme/anna-pc"));
     assert!(message(&["atrium", "share", "public:plans/x"]).contains("public:plans"));
 }

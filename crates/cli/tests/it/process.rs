@@ -39,17 +39,53 @@ fn help_and_version_go_to_standard_output() {
 #[test]
 fn a_wrong_command_line_is_2_in_text_and_in_json() {
     let home = tempfile::tempdir().unwrap();
-    for args in [&["nonsense"][..], &["ls", "--nonsense"], &["put", "a"], &["ls", "not-a-place"], &[]] {
+    for args in [&["nonsense"][..], &["ls", "--nonsense"], &["put", "a"], &["ls", "not-a-place:"], &[]] {
         let output = run(home.path(), args);
         assert_eq!(code(&output), 2, "{args:?}");
         assert!(output.stdout.is_empty(), "{args:?}");
     }
-    let output = run(home.path(), &["ls", "--json", "not-a-place"]);
+    let output = run(home.path(), &["ls", "--json", "not-a-place:"]);
     assert_eq!(code(&output), 2);
     let error = failure(&output);
     assert_eq!((error["schema"].as_u64(), error["kind"].as_str()), (Some(1), Some("error")));
     assert_eq!(error["exit_code"], 2);
     assert!(error["fix"].as_str().is_some_and(|f| !f.is_empty()));
+}
+
+#[test]
+fn without_a_peer_its_verbs_say_so_with_6_and_a_fix() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    let socket = home.path().join("no-peer.sock");
+    let (folder, socket) = (folder.to_str().unwrap(), socket.to_str().unwrap());
+    for args in [
+        &["init", "acme"][..],
+        &["invite"],
+        &["join", "7-amber-lion-canal"],
+        &["peers"],
+        &["members"],
+        &["members", "groups"],
+        &["ls", "acme"],
+        &["get", "acme/anna-pc/plans"],
+        &["cat", "acme/anna-pc/plans/a"],
+        &["find", "hall"],
+        &["share", folder, "--with", "everyone"],
+        &["unshare", "plans"],
+        &["shares"],
+        &["mirror", "acme/anna-pc/plans", folder],
+        &["transfers"],
+        &["limit"],
+        &["send", folder, "anna"],
+        &["inbox"],
+        &["outbox"],
+    ] {
+        let output = run(home.path(), &[args, &["--peer", socket, "--json"]].concat());
+        assert_eq!(code(&output), 6, "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let error = failure(&output);
+        assert_eq!(error["reason"], "PEER_NOT_RUNNING", "{args:?}");
+        assert!(error["fix"].as_str().is_some_and(|f| f.contains("peer-node")), "{args:?}");
+    }
 }
 
 #[test]

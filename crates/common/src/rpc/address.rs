@@ -47,13 +47,23 @@ impl FromStr for ServerAddress {
 
     /// Reads `host`, `host:port`, `192.0.2.1:port`, `[2001:db8::1]:port` or `2001:db8::1`.
     fn from_str(text: &str) -> Result<Self> {
+        Self::with_default_port(text, DEFAULT_PORT)
+    }
+}
+
+impl ServerAddress {
+    /// The same with another port where the text names none.
+    ///
+    /// # Errors
+    /// FIELD_INVALID.
+    pub fn with_default_port(text: &str, default_port: u16) -> Result<Self> {
         let text = text.trim();
         let wrong = || {
             Error::new(Reason::FieldInvalid, format!("not a server's address: {text:?}"))
                 .fix_is("write it like office.example, office.example:7443, 192.0.2.1 or [2001:db8::1]:7443")
         };
         if let Ok(v6) = text.parse::<Ipv6Addr>() {
-            return Ok(Self { host: Host::Address(v6.into()), port: DEFAULT_PORT });
+            return Ok(Self { host: Host::Address(v6.into()), port: default_port });
         }
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (inside, behind) = rest.split_once(']').ok_or_else(wrong)?;
@@ -77,7 +87,7 @@ impl FromStr for ServerAddress {
             (host, port)
         };
         let port = match port {
-            None => DEFAULT_PORT,
+            None => default_port,
             // `parse` alone would take "+1".
             Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().map_err(|_| wrong())?,
             Some(_) => return Err(wrong()),

@@ -2,10 +2,11 @@
 
 use super::cached::{self, CACHED_MAX};
 use super::put::{add_tree, empty, failure, finish};
+use crate::args::place::AnyPath;
 use crate::args::value::RemotePath;
 use crate::args::{Cat, Get};
 use crate::bytes::{self as transfer, Download, GetTreeOptions};
-use crate::commands::{Context, places};
+use crate::commands::{Context, peers, places};
 use crate::connect::Office;
 use crate::exit::Exit;
 use crate::output::schema::Transfer;
@@ -32,6 +33,12 @@ struct Target {
 }
 
 pub async fn get(c: &Context, args: Get) -> Result<Exit> {
+    if peers::fetch::wants(&args) {
+        return peers::fetch::get(c, args).await;
+    }
+    if args.detach {
+        return Err(usage("--detach is for addresses", "leave it out"));
+    }
     let (sources, destination) = divide(&args.paths)?;
     let office = c.office().await?;
     let into = sources.len() > 1 || ends_with_slash(&destination) || is_dots(&destination);
@@ -291,8 +298,19 @@ fn cannot_write(path: &Path, error: std::io::Error) -> Error {
 }
 
 pub async fn cat(c: &Context, args: Cat) -> Result<Exit> {
-    let office = c.office().await?;
+    let mut connected = None;
     for path in &args.paths {
+        let path = match path {
+            AnyPath::Server(path) => path,
+            AnyPath::Peers(address) => {
+                peers::fetch::cat(c, &c.peer()?, address).await?;
+                continue;
+            }
+        };
+        let office = match &connected {
+            Some(office) => office,
+            None => connected.insert(c.office().await?),
+        };
         let mut written = false;
         let mut sink = |data: bytes::Bytes| {
             written |= !data.is_empty();
@@ -301,7 +319,7 @@ pub async fn cat(c: &Context, args: Cat) -> Result<Exit> {
         let version = args.version_number.unwrap_or(0);
         let agent = office.agent.as_ref().filter(|_| version == 0 && !args.no_cache);
         if let Some(agent) = agent
-            && small(&office, &path.path).await?
+            && small(office, &path.path).await?
         {
             match cached::fetch(agent, &path.path, &mut sink).await {
                 Ok(header) => {
@@ -318,7 +336,7 @@ pub async fn cat(c: &Context, args: Cat) -> Result<Exit> {
                 Err(error) => return Err(error),
             }
         }
-        transfer::stream(&office, &path.path, version, |data| c.out.raw(data)).await?;
+        transfer::stream(office, &path.path, version, |data| c.out.raw(data)).await?;
     }
     Ok(Exit::Ok)
 }

@@ -1,0 +1,85 @@
+//! `init`, `invite`, `office attach`.
+
+use crate::args::{Init, Invite, Office, OfficeAction};
+use crate::commands::{Context, call};
+use crate::connect::{self, Target};
+use crate::exit::Exit;
+use crate::output::format::{count, minute, rfc3339, safe};
+use crate::output::schema::{Done, OfficeInvite};
+use crate::output::usage;
+use common::error::Result;
+use common::rpc::ServerAddress;
+use proto::peer::v1 as wire;
+
+pub(in crate::commands) async fn init(c: &Context, args: Init) -> Result<Exit> {
+    let request = wire::InitOfficeRequest {
+        office: args.office.clone(),
+        display_name: args.name.unwrap_or_default(),
+        person: args.person.unwrap_or_default(),
+        unit: args.unit.unwrap_or_default(),
+    };
+    let answer = call(c.peer()?.client().init_office(request)).await?;
+    let message = format!("founded {}; this machine is {}", safe(&args.office), safe(&answer.node_name));
+    c.out.changed(&Done::new("init", args.office, Some(answer.node_name), message), |d| d.message.clone())?;
+    c.out.hint("atrium invite");
+    Ok(Exit::Ok)
+}
+
+pub(in crate::commands) async fn invite(c: &Context, args: Invite) -> Result<Exit> {
+    let request = wire::CreateInviteRequest {
+        lifetime_seconds: args.lifetime.as_secs(),
+        person: args.person.unwrap_or_default(),
+        may_invite: args.may_invite,
+        may_manage: args.may_manage,
+        unit: args.unit.unwrap_or_default(),
+    };
+    let answer = call(c.peer()?.client().create_invite(request)).await?;
+    let invite = OfficeInvite {
+        code: answer.code,
+        expire_time: rfc3339(answer.expire_time.as_ref()),
+        addresses: answer.addresses,
+    };
+    c.out.object(&invite, |i| i.code.clone())?;
+    let until = minute(invite.expire_time.as_deref());
+    c.out.note(&format!("on the other machine, until {until}: atrium join {}", invite.code));
+    if let Some(address) = invite.addresses.first() {
+        c.out.note(&format!("if it is not in this network: atrium join {} {}", safe(address), invite.code));
+    }
+    Ok(Exit::Ok)
+}
+
+pub(in crate::commands) async fn office(c: &Context, args: Office) -> Result<Exit> {
+    let OfficeAction::Attach { address } = args.action;
+    let server = address.parse::<ServerAddress>()?.to_string();
+    let (ca_pem, admin_token) = credentials(c, &server).await?;
+    let request = wire::AttachServerRequest { server: server.clone(), admin_token, ca_pem };
+    let answer = call(c.peer()?.client().attach_server(request)).await?;
+    let waiting = match answer.waiting_count {
+        0 => String::new(),
+        n => format!("; {} when they are there", count(n.into(), "more joins it", "more join it")),
+    };
+    let joined = count(answer.joined_count.into(), "machine has", "machines have");
+    let message = format!("the office has {} as its server: {joined} joined it{waiting}", safe(&server));
+    c.out.changed(&Done::new("office attach", server, Some(answer.office), message), |d| d.message.clone())?;
+    Ok(Exit::Ok)
+}
+
+/// Certificate and session of an administrator of that server: as given, from `login --server`, or the agent's.
+async fn credentials(c: &Context, server: &str) -> Result<(String, String)> {
+    let mut global = c.global.clone();
+    global.server = Some(server.to_owned());
+    let given = Target::from_options(&global);
+    let missing =
+        || usage(format!("you are not signed in at {server}"), "atrium login NAME --server HOST:PORT --ca FILE");
+    if let Ok(Target::Remote { ca_pem, token: Some(token), .. }) = given {
+        return Ok((ca_pem, token));
+    }
+    if connect::agent_socket(&c.global).exists() {
+        let request = proto::agent::v1::GetConnectionRequest {};
+        let answer = call(c.agent().await?.client().get_connection(request)).await?;
+        if answer.server == server && !answer.token.is_empty() {
+            return Ok((answer.ca_pem, answer.token));
+        }
+    }
+    Err(given.err().unwrap_or_else(missing))
+}

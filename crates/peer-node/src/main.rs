@@ -29,7 +29,7 @@ struct Flags {
     /// Local socket [default: $XDG_RUNTIME_DIR/atrium/peer.sock; for root /run/atrium/peer.sock]
     #[arg(long, global = true)]
     socket: Option<PathBuf>,
-    /// Address to listen on for other peers; may be given several times [default: 0.0.0.0:7444 and [::]:7444]
+    /// Address to listen on for other peers; may be given several times [default: [::]:7444]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
     /// Another peer to ask for its office, host:port; may be given several times

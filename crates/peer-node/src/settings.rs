@@ -159,7 +159,7 @@ impl Default for Node {
         Self {
             state_directory: PathBuf::new(),
             socket: PathBuf::new(),
-            listen: vec![SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)), SocketAddr::from(([0u16; 8], DEFAULT_PORT))],
+            listen: vec![SocketAddr::from(([0u16; 8], DEFAULT_PORT))],
             name: String::new(),
             unit: String::new(),
             drain: HumanDuration::secs(5),
@@ -300,7 +300,7 @@ fn is_unit(text: &str) -> bool {
 
 /// Whether it could be "host:port" or "host".
 fn is_seed(text: &str) -> bool {
-    text.parse::<common::rpc::ServerAddress>().is_ok()
+    common::rpc::ServerAddress::with_default_port(text, DEFAULT_PORT).is_ok()
 }
 
 impl common::settings::Settings for Settings {

@@ -48,7 +48,7 @@ fn plan(args: &Send) -> Result<Plan> {
     if args.name.is_some() {
         return Err(usage("--name is for standard input; files keep their names", "leave --name out"));
     }
-    for path in paths.iter().filter(|p| Path::new(p).symlink_metadata().is_err()) {
+    if let Some(path) = paths.iter().find(|p| Path::new(p).symlink_metadata().is_err()) {
         return Err(usage(
             format!("there is no file or folder {}", safe(path)),
             "name one file or folder and then the receivers, or several and then --to for each receiver",

@@ -113,6 +113,13 @@ reasons! {
     DeviceUnknown "DEVICE_UNKNOWN" NotFound, "there is no such device", "`atrium admin devices list` shows all";
     SessionUnknown "SESSION_UNKNOWN" NotFound, "there is no such session", "list the sessions again";
     TooManyInvites "TOO_MANY_INVITES" ResourceExhausted, "at most 100 invites may live at a time", "take some back or wait for them to expire";
+    ParcelUnknown "PARCEL_UNKNOWN" NotFound, "there is no such parcel, or its beginning fits more than one", "`atrium inbox` and `atrium outbox` show all";
+    ParcelInvalid "PARCEL_INVALID" InvalidArgument, "the parcel is malformed, was changed on its way, or is not from a member of this office", "ask its sender to send it again";
+    ParcelTooLarge "PARCEL_TOO_LARGE" ResourceExhausted, "a parcel's list of files has at most 16 MiB, enough for about 100,000 files", "share the folder instead: `atrium share`";
+    ParcelAnswered "PARCEL_ANSWERED" FailedPrecondition, "the parcel was accepted, refused or delivered already", "`atrium inbox` shows its state";
+    OutboxFull "OUTBOX_FULL" ResourceExhausted, "parcels that wait for their receivers take as much room as the settings allow", "cancel one with `atrium outbox cancel`, or raise outbox.limit";
+    InboxFull "INBOX_FULL" ResourceExhausted, "the receiver's list of parcels is full", "try again when the receiver has cleared it";
+    KeeperFull "KEEPER_FULL" ResourceExhausted, "the node keeps as many parcels of others as its settings allow", "nothing; another keeper is asked, or the parcel waits with its sender";
     DirectoryUnknown "DIRECTORY_UNKNOWN" NotFound, "there is no such private or public directory, or you may not see it", "`atrium ls` shows all that you may see";
     DirectoryExists "DIRECTORY_EXISTS" AlreadyExists, "a public directory of this name exists", "choose another name";
     DirectoryNotEmpty "DIRECTORY_NOT_EMPTY" FailedPrecondition, "the directory has entries, versions or trash", "empty it first, or say that everything in it goes";

@@ -175,6 +175,13 @@ impl EnrolmentService for Door {
         Ok(tonic::Response::new(peer::BeginEnrolmentResponse { exchange_id, ..Default::default() }))
     }
 
+    async fn introduce(
+        &self,
+        _: tonic::Request<peer::IntroduceRequest>,
+    ) -> Result<tonic::Response<peer::IntroduceResponse>, Status> {
+        Err(Status::aborted("no"))
+    }
+
     async fn finish_enrolment(
         &self,
         _: tonic::Request<peer::FinishEnrolmentRequest>,

@@ -160,6 +160,7 @@ impl Serving {
     pub async fn stop(self, patience: Duration) {
         let inner = &self.server.0;
         inner.drain.cancel();
+        inner.network.ends_listening();
         inner.open.close();
         if tokio::time::timeout(patience, inner.open.wait()).await.is_err() {
             inner.abort.cancel();

@@ -492,6 +492,11 @@ impl Network {
         let _ = self.0.server.set(server);
     }
 
+    /// Lets go of those who keep a call open here to be called back.
+    pub(super) fn ends_listening(&self) {
+        self.0.hub.close();
+    }
+
     pub(super) fn server(&self) -> Option<Server> {
         self.0.server.get().cloned()
     }
@@ -654,6 +659,8 @@ impl Network {
                 return;
             }
             state.why_down.remove(&device);
+            // The new neighbour may be the way to those who could not be reached until now.
+            state.failed.clear();
             state.links.insert(device, link.clone())
         };
         if let Some(before) = before {

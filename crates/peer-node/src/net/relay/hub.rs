@@ -101,6 +101,7 @@ pub(in crate::net) struct Hub {
 
 #[derive(Debug, Default)]
 struct State {
+    closed: bool,
     next: u64,
     listeners: HashMap<DeviceId, (u64, mpsc::Sender<peer::ListenResponse>)>,
     waiting: HashMap<[u8; 16], Waiting>,
@@ -137,6 +138,13 @@ impl Hub {
         Arc::new(Self { limits, ..Self::default() })
     }
 
+    /// Nobody listens here any longer; what is passed on goes on.
+    pub(in crate::net) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.listeners.clear();
+    }
+
     /// Who can be reached by the connection that it keeps here.
     pub(in crate::net) fn listening(&self) -> Vec<DeviceId> {
         self.state.lock().listeners.keys().copied().collect()
@@ -152,6 +160,9 @@ impl Hub {
         device: DeviceId,
     ) -> Result<(mpsc::Receiver<peer::ListenResponse>, Listener)> {
         let mut state = self.state.lock();
+        if state.closed {
+            return Err(Error::new(Reason::ShuttingDown, "this node is stopping"));
+        }
         if state.listeners.len() >= MAX_LISTENERS && !state.listeners.contains_key(&device) {
             return Err(Error::new(Reason::Overloaded, "too many nodes listen here"));
         }

@@ -396,7 +396,8 @@ mod tests {
             if let Ok(wire) = peer::Parcel::decode(&parcel[..]) {
                 let _ = Parcel::read(wire, [0; 32]);
             }
-            prop_assert!(Receipt::verify(&peer::Receipt { body: parcel.into(), signature: signature.into() }).is_err());
+            let receipt = peer::Receipt { body: parcel.into(), signature: signature.into() };
+            prop_assert!(Receipt::verify(&receipt).is_err());
         }
     }
 }

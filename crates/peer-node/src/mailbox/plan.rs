@@ -167,6 +167,9 @@ pub struct Outgoing {
     pub finished: bool,
     #[serde(skip)]
     asked_keepers: Vec<DeviceId>,
+    /// Of these, how many have not answered.
+    #[serde(skip)]
+    open_asks: usize,
 }
 
 impl Outgoing {
@@ -180,6 +183,7 @@ impl Outgoing {
             keepers: Vec::new(),
             finished: false,
             asked_keepers: Vec::new(),
+            open_asks: 0,
         }
     }
 
@@ -243,6 +247,7 @@ impl Outgoing {
                 }
             }
             Event::Kept(keeper, answer) => {
+                self.open_asks = self.open_asks.saturating_sub(1);
                 let keeps = matches!(answer, Answer::Accepted | Answer::Complete);
                 if keeps && !self.keepers.contains(&keeper) {
                     self.keepers.push(keeper);
@@ -276,7 +281,7 @@ impl Outgoing {
         let receivers: Vec<DeviceId> = self.deliveries.iter().map(|d| d.device).collect();
         let free =
             |k: &&DeviceId| !receivers.contains(k) && !self.keepers.contains(k) && !self.asked_keepers.contains(k);
-        let wanted = KEEPERS.saturating_sub(self.keepers.len());
+        let wanted = KEEPERS.saturating_sub(self.keepers.len() + self.open_asks);
         let candidates: Vec<DeviceId> = around.keepers.iter().filter(free).take(wanted).copied().collect();
         match self.seal {
             Seal::No if !candidates.is_empty() => {
@@ -286,6 +291,7 @@ impl Outgoing {
             Seal::Ready => {
                 // One that says no is not asked again by this run of the program.
                 self.asked_keepers.extend(&candidates);
+                self.open_asks += candidates.len();
                 candidates.into_iter().map(Action::OfferKeep).collect()
             }
             _ => Vec::new(),

@@ -1,4 +1,5 @@
 //! Tests of a node's modules together, one module for each.
 
+mod mailbox;
 mod net;
 mod relay;

@@ -98,7 +98,6 @@ reasons! {
     KeyFileInvalid "KEY_FILE_INVALID" FailedPrecondition, "the file with the private key is damaged or holds another kind of key", "restore it from a backup, or remove it and join again";
     CertificateInvalid "CERTIFICATE_INVALID" FailedPrecondition, "the certificate is damaged or not one that can be used here", "restore it from a backup, or join again";
     // Offices of peers.
-    MemberRequired "MEMBER_REQUIRED" Unauthenticated, "only members of the office may call this, and this device is not one, or the node does not know it yet", "join with `atrium join`; a new member is known everywhere within seconds";
     MemberUnknown "MEMBER_UNKNOWN" NotFound, "there is no such person, machine or group in the office", "`atrium members` shows all";
     RecordInvalid "RECORD_INVALID" InvalidArgument, "a membership record or announcement is malformed, wrongly signed or of another office", "update the program of the machine that made it";
     OfficeFull "OFFICE_FULL" ResourceExhausted, "an office keeps 20,000 membership records, 4,096 of one device", "found a new office, or attach a central server";

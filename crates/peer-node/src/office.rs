@@ -220,7 +220,7 @@ impl Office {
     /// This node as a present member.
     ///
     /// # Errors
-    /// NOT_JOINED, DEVICE_REVOKED, MEMBER_REQUIRED if its admission does not count any more.
+    /// NOT_JOINED, DEVICE_REVOKED, NOT_A_MEMBER if its admission does not count any more.
     fn present<'a>(&self, view: &'a View) -> Result<&'a Member> {
         if view.office_id().is_none() {
             return Err(Error::new(Reason::NotJoined, "this machine belongs to no office")

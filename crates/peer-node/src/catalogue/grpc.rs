@@ -120,7 +120,7 @@ impl Catalogue {
         if self.0.roster.is_member(device) {
             return Ok(());
         }
-        Err(Error::new(Reason::MemberRequired, "only members of the office may ask"))
+        Err(Error::new(Reason::NotAMember, "only members of the office may ask"))
     }
 
     fn state(&self, record: &ShareRecord, folder: Option<&Folder>) -> wire::ShareState {

@@ -155,7 +155,7 @@ reasons! {
     AgentUnreachable "AGENT_UNREACHABLE" Unavailable, "the agent of this machine does not answer", "start it: `systemctl start client-agent`";
     PeerNotRunning "PEER_NOT_RUNNING" Unavailable, "no peer of yours answers on this machine", "start it: `systemctl --user start peer-node`, or `peer-node` in a terminal";
     PeerUnreachable "PEER_UNREACHABLE" Unavailable, "the other machine is off, in another network, or a firewall is in between", "`atrium peers` says for every machine why it cannot be reached and what to do";
-    NotAMember "NOT_A_MEMBER" FailedPrecondition, "the machine that was to be called is not a member of the office, as far as this one knows", "`atrium peers` lists members; if it has joined just now, try again in a few seconds";
+    NotAMember "NOT_A_MEMBER" PermissionDenied, "one of the two machines does not count the other as a member of its office", "join with a code; if that was done just now, try again in a few seconds";
     RelayRefused "RELAY_REFUSED" PermissionDenied, "passing connections on is switched off at this node", "switch it on in the settings of a node that both machines reach";
     TlsFailed "TLS_FAILED" Unavailable, "the other side's certificate is not one of this office, or it has expired", "check the address and the clock; join again if the office was set up anew";
     Overloaded "OVERLOADED" ResourceExhausted, "too much is going on at the moment", "try again after the time given";

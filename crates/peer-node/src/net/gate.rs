@@ -100,10 +100,7 @@ fn refusal(revoked: bool) -> Response<Body> {
     let error = if revoked {
         Error::new(Reason::DeviceRevoked, "this machine was cut off from the office")
     } else {
-        Error::new(
-            Reason::MemberRequired,
-            "this machine is not a member of the office, or the other one does not know yet",
-        )
+        Error::new(Reason::NotAMember, "this machine is not a member of the office, or the other one does not know yet")
     };
     to_status(&error).into_http()
 }

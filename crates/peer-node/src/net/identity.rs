@@ -68,11 +68,11 @@ impl NodeIdentity {
     /// second look.
     ///
     /// # Errors
-    /// CREDENTIALS_MISSING, MEMBER_REQUIRED.
+    /// CREDENTIALS_MISSING, NOT_A_MEMBER.
     pub fn member_of<T>(request: &tonic::Request<T>) -> Result<DeviceId> {
         let identity = Self::of(request)?;
         if !identity.member {
-            return Err(Error::new(Reason::MemberRequired, "only members of the office may call this"));
+            return Err(Error::new(Reason::NotAMember, "only members of the office may call this"));
         }
         Ok(identity.device)
     }

@@ -241,7 +241,7 @@ impl Link {
     /// Measures the round trip by a small call.
     ///
     /// # Errors
-    /// MEMBER_REQUIRED if the other side does not count this node as a member any longer; what broke the call.
+    /// NOT_A_MEMBER if the other side does not count this node as a member any longer; what broke the call.
     pub(super) async fn measure(&self) -> Result<()> {
         let began = tokio::time::Instant::now();
         let member = self.0.control.check().await?;
@@ -252,7 +252,7 @@ impl Link {
         self.0.round_trip_us.store(next.max(1), Ordering::Relaxed);
         match member {
             true => Ok(()),
-            false => Err(Error::new(Reason::MemberRequired, "the other machine does not count this one as a member")),
+            false => Err(Error::new(Reason::NotAMember, "the other machine does not count this one as a member")),
         }
     }
 }

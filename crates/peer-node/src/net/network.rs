@@ -711,7 +711,7 @@ impl Network {
             loop {
                 tick.tick().await;
                 match tokio::time::timeout(MEASURE, link.measure()).await {
-                    Ok(Err(error)) if error.is(Reason::MemberRequired) => return link.end(),
+                    Ok(Err(error)) if error.is(Reason::NotAMember) => return link.end(),
                     _ => {}
                 }
             }
@@ -834,7 +834,7 @@ impl Network {
         match tokio::time::timeout(CHECK, self.check(&link)).await {
             Ok(Ok(())) => Ok(link),
             Ok(Err(error)) => {
-                if let (true, Some(address)) = (error.is(Reason::MemberRequired), way.address()) {
+                if let (true, Some(address)) = (error.is(Reason::NotAMember), way.address()) {
                     self.0.state.lock().book.failed(&device, address, Failure::NotWelcome, self.now_ms());
                 }
                 link.end();
@@ -851,7 +851,7 @@ impl Network {
     async fn check(&self, link: &Link) -> Result<()> {
         let Err(error) = link.measure().await else { return Ok(()) };
         let records = self.0.options.introduction.as_ref().map(|records| records()).unwrap_or_default();
-        if !error.is(Reason::MemberRequired) || records.is_empty() {
+        if !error.is(Reason::NotAMember) || records.is_empty() {
             return Err(error);
         }
         let mut client = EnrolmentServiceClient::new(link.control());

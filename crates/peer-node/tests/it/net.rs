@@ -201,7 +201,7 @@ async fn a_stranger_may_enrol_and_nothing_else() {
     let x = TestNode::with_key(Arc::new(stranger), &nobody, RelayLimits::default(), nothing).await;
     let (identity, channel) = x.network.dial_stranger(a.address()).await.unwrap();
     assert_eq!((identity.device, identity.key), (a.device(), a.key.public_key()));
-    assert_eq!(say(channel.clone(), 5).await, "MEMBER_REQUIRED");
+    assert_eq!(say(channel.clone(), 5).await, "NOT_A_MEMBER");
     assert_eq!(calls.calls.load(Ordering::SeqCst), 0);
     let mut client = EnrolmentServiceClient::new(channel.clone());
     let begin = |n: usize| peer::BeginEnrolmentRequest { nameplate: "7".repeat(n), spake_message: Bytes::new() };
@@ -222,7 +222,7 @@ async fn one_that_is_not_known_as_a_member_yet_is_told_so_and_gets_in_later() {
     let b = TestNode::start(&known_to_b, echo).await;
     known_to_b.admit(a.device());
     b.knows(&a);
-    assert!(b.network.link(a.device()).await.unwrap_err().is(Reason::MemberRequired));
+    assert!(b.network.link(a.device()).await.unwrap_err().is(Reason::NotAMember));
     let mut events = b.network.events();
     known_to_a.admit(b.device());
     event(&mut events, |e| *e == LinkEvent::Up { device: a.device(), way: Way::Direct(a.address()) }).await;

@@ -15,7 +15,7 @@ build: ## Build everything (debug)
 	$(CARGO) build --workspace --all-targets
 
 release: ## Build the programs (release)
-	$(CARGO) build --release -p central-server -p client-agent -p atrium -p atrium-e2e --bins
+	$(CARGO) build --release -p central-server -p client-agent -p peer-node -p atrium -p atrium-e2e --bins
 
 demo: release ## Show it all on this machine, in about a minute, with temporary state
 	$(TARGET)/release/demo
@@ -51,7 +51,7 @@ bench-files: release ## Measure against nginx, Samba and rsync where installed (
 bench-peers: release ## Measure peers in a network lab, beside Syncthing and BitTorrent where installed (as root)
 	$(TARGET)/release/bench-peers
 
-cluster: release ## Start the compose cluster, move a file across containers
+cluster: release ## Start the compose cluster, move files across containers, by the server and among peers
 	deploy/compose/cluster.sh up
 
 cluster-down: ## Remove the compose cluster
@@ -96,8 +96,9 @@ verify-fuzz: ## The fuzz targets compile
 ci: verify-fmt clippy docs deny verify-proto verify-generated verify-units test ## Exactly what a change must pass, without containers
 
 install: release ## Install programs, units and man pages (as root; DESTDIR is honoured)
-	install -D -m 0755 -t $(DESTDIR)/usr/bin $(TARGET)/release/central-server $(TARGET)/release/client-agent $(TARGET)/release/atrium
+	install -D -m 0755 -t $(DESTDIR)/usr/bin $(TARGET)/release/central-server $(TARGET)/release/client-agent $(TARGET)/release/peer-node $(TARGET)/release/atrium
 	install -D -m 0644 -t $(DESTDIR)/usr/lib/systemd/system deploy/systemd/*.service
+	install -D -m 0644 -t $(DESTDIR)/usr/lib/systemd/user deploy/systemd/user/*.service
 	install -D -m 0644 deploy/sysusers.d/atrium.conf $(DESTDIR)/usr/lib/sysusers.d/atrium.conf
 	install -D -m 0644 deploy/tmpfiles.d/atrium.conf $(DESTDIR)/usr/lib/tmpfiles.d/atrium.conf
 	for f in deploy/config/*.toml; do [ -e $(DESTDIR)/etc/atrium/$$(basename $$f) ] || install -D -m 0644 $$f $(DESTDIR)/etc/atrium/$$(basename $$f); done

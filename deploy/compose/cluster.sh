@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Builds the image without pulling anything, starts the compose cluster, waits until all is healthy, joins both agents,
-# and moves a file from one container to the other through the central server. `cluster.sh down` removes it all.
+# and moves a file from one container to the other through the central server. Then founds an office of the three peers,
+# shares a folder of the first, fetches it to the second, cuts the first one off, and fetches it to the third.
+# `cluster.sh down` removes it all.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 compose() { docker-compose -p atrium -f deploy/compose/compose.yaml "$@"; }
 pidfile=/run/atrium-dockerd.pid
+export ATRIUM_SHARED=${ATRIUM_SHARED:-$PWD/${CARGO_TARGET_DIR:-target}/docker/shared}
 
 need_engine() {
   if docker info >/dev/null 2>&1; then return; fi
@@ -34,7 +37,7 @@ need_engine() {
 wait_healthy() {
   end=$((SECONDS + 90))
   while [ "$SECONDS" -lt "$end" ]; do
-    states=$(for s in central agent-anna agent-bert; do
+    states=$(for s in central agent-anna agent-bert peer-a peer-b peer-c; do
       docker inspect -f '{{.State.Health.Status}}' "$(compose ps -q "$s")" 2>/dev/null || echo missing
     done | sort -u | tr '\n' ' ')
     if [ "$states" = "healthy " ]; then return; fi
@@ -52,10 +55,11 @@ admin() { run central /usr/bin/atrium --server unix:/var/lib/atrium/admin.sock "
 up() {
   need_engine
   deploy/docker/stage.sh >/dev/null
+  make_shared
   DOCKER_BUILDKIT=0 docker build -q -t atrium:local "${CARGO_TARGET_DIR:-target}/docker" >/dev/null
   compose up -d --no-build
   wait_healthy
-  echo "healthy: central server and two agents"
+  echo "healthy: central server, two agents, three peers"
   for person in anna bert; do
     echo "correct horse $person" | admin admin users add "$person" --password-file -
     code=$(admin admin invite --json | sed -n 's/.*"code": *"\([^"]*\)".*/\1/p')
@@ -72,8 +76,47 @@ up() {
     exit 1
   fi
   echo "anna put 8 MB, bert read the same 8 MB from another container"
+  peers
   echo "try:  docker-compose -p atrium exec agent-anna atrium ls public:plans"
   echo "stop: make cluster-down"
+}
+peer() { local name=$1; shift; run "$name" /usr/bin/atrium "$@"; }
+
+# What the peers share: a few directories with files of all sizes, made anew for each run.
+make_shared() {
+  rm -rf "$ATRIUM_SHARED"
+  mkdir -p "$ATRIUM_SHARED/drawings/old"
+  head -c 20000000 /dev/urandom > "$ATRIUM_SHARED/drawings/hall.dwg"
+  for n in $(seq 50); do head -c $((n * 37)) /dev/urandom > "$ATRIUM_SHARED/drawings/old/$n.txt"; done
+  chmod -R a+rX "$ATRIUM_SHARED"
+}
+
+# The files of a container's directory, with their digests.
+digests() { docker cp "$(compose ps -q "$1"):$2" - | tar -x --to-command='sha256sum | cut -d" " -f1' -f - | sort; }
+shared_digests() { tar -c -C "$ATRIUM_SHARED" . | tar -x --to-command='sha256sum | cut -d" " -f1' -f - | sort; }
+
+same_there() {
+  if [ "$(digests "$1" /var/lib/atrium/plans)" != "$(shared_digests)" ]; then
+    echo "error: what $1 fetched is not what peer-a shares" >&2
+    exit 1
+  fi
+}
+
+peers() {
+  peer peer-a init acme --person anna
+  for other in b c; do
+    code=$(peer peer-a invite --for "person-$other" 2>/dev/null)
+    echo "$code" | peer "peer-$other" join peer-a --code-file -
+  done
+  peer peer-a share /srv/plans --with everyone
+  peer peer-b get acme/peer-a/plans /var/lib/atrium/plans
+  same_there peer-b
+  echo "peer-b fetched the folder of peer-a"
+  docker network disconnect atrium_office "$(compose ps -q peer-a)"
+  peer peer-c get acme/peer-a/plans /var/lib/atrium/plans
+  same_there peer-c
+  docker network connect --alias peer-a atrium_office "$(compose ps -q peer-a)"
+  echo "peer-a was cut off, and peer-c fetched the same folder from peer-b"
 }
 b3() { sha256sum | cut -d' ' -f1; }
 

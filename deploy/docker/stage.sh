@@ -10,7 +10,7 @@ root=$context/rootfs
 rm -rf "$root"
 mkdir -p "$root"/{usr/bin,etc,tmp,var/lib,run} "$context/state/atrium"
 chmod 1777 "$root/tmp"
-for program in central-server client-agent atrium; do
+for program in central-server client-agent peer-node atrium; do
   install -m 0755 "$target/$profile/$program" "$root/usr/bin/$program"
   strip "$root/usr/bin/$program" 2>/dev/null || true
   ldd "$target/$profile/$program" | grep -oE '/[^ ]+' | sort -u | while read -r library; do

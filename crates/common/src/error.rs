@@ -98,7 +98,6 @@ reasons! {
     KeyFileInvalid "KEY_FILE_INVALID" FailedPrecondition, "the file with the private key is damaged or holds another kind of key", "restore it from a backup, or remove it and join again";
     CertificateInvalid "CERTIFICATE_INVALID" FailedPrecondition, "the certificate is damaged or not one that can be used here", "restore it from a backup, or join again";
     // Offices of peers.
-    MemberRequired "MEMBER_REQUIRED" Unauthenticated, "only members of the office may call this, and this device is not one, or the node does not know it yet", "join with `atrium join`; a new member is known everywhere within seconds";
     MemberUnknown "MEMBER_UNKNOWN" NotFound, "there is no such person, machine or group in the office", "`atrium members` shows all";
     RecordInvalid "RECORD_INVALID" InvalidArgument, "a membership record or announcement is malformed, wrongly signed or of another office", "update the program of the machine that made it";
     OfficeFull "OFFICE_FULL" ResourceExhausted, "an office keeps 20,000 membership records, 4,096 of one device", "found a new office, or attach a central server";
@@ -148,6 +147,14 @@ reasons! {
     CursorTooOld "CURSOR_TOO_OLD" OutOfRange, "the change log does not reach back that far", "list again, then watch from the oldest cursor";
     WatcherTooSlow "WATCHER_TOO_SLOW" Unavailable, "changes came faster than this watcher took them", "watch again from the last cursor";
     UploadInvalid "UPLOAD_INVALID" InvalidArgument, "the upload id is missing or not a UUID", "use one new UUID per upload";
+    ShareUnknown "SHARE_UNKNOWN" NotFound, "there is no such share, or you may not see it", "`atrium ls` shows all that you may see";
+    ShareExists "SHARE_EXISTS" AlreadyExists, "this machine has a share of that name, or shares that folder already", "choose another name, or change the share that is there";
+    ShareInvalid "SHARE_INVALID" InvalidArgument, "the share's record is malformed, or not signed by its owner", "ask the owner to share the folder again";
+    FolderInvalid "FOLDER_INVALID" FailedPrecondition, "the path is not a folder of this machine that can be shared", "name a folder that exists and that you can read";
+    FolderChanged "FOLDER_CHANGED" FailedPrecondition, "the shared folder is missing or another one is in its place, so nothing of it was taken for deleted", "attach its disk or bring it back; if the new folder is meant, share it again";
+    AddressUnknown "ADDRESS_UNKNOWN" NotFound, "nothing that you may see has this address", "`atrium ls` shows what there is";
+    AddressAmbiguous "ADDRESS_AMBIGUOUS" FailedPrecondition, "more than one node or share claims this name", "write the one that is meant with '~' and the beginning of its id, as the message lists them";
+    PeerMisbehaves "PEER_MISBEHAVES" DataLoss, "the other node sent something that cannot be true", "tell the person of that node; its word was not taken";
     // State.
     ShuttingDown "SHUTTING_DOWN" Unavailable, "the server is shutting down", "try again in a few seconds";
     Starting "STARTING" Unavailable, "the server has just been started and is opening its data", "try again in a few seconds";

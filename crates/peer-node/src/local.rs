@@ -7,8 +7,11 @@
 //! bounded as `node.proto` says; a stream whose reader is slow makes its source wait.
 
 mod guard;
+mod office;
 mod status;
 
+use crate::net::Network;
+use crate::office::Office;
 use crate::settings::Settings;
 use common::clock::SharedClock;
 use common::error::{Error, Reason, Result};
@@ -37,6 +40,10 @@ pub struct Parts {
     pub clock: SharedClock,
     /// The records of all modules.
     pub store: Store,
+    /// Who belongs.
+    pub office: Office,
+    /// Connections.
+    pub network: Network,
 }
 
 /// The local service. Clones share everything.
@@ -50,7 +57,7 @@ impl Local {
     ///
     /// # Errors
     /// INTERNAL if the descriptors of the contract cannot be read, which is a defect.
-    pub async fn serve(parts: Arc<Parts>, acceptor: UnixAcceptor, shutdown: &Shutdown) -> Result<Serving> {
+    pub async fn serve(parts: Arc<Parts>, acceptor: UnixAcceptor, shutdown: &Shutdown) -> Result<LocalServing> {
         let service = NodeServiceServer::new(Local { parts }).max_decoding_message_size(MESSAGE_MAX);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::PUBLIC_DESCRIPTORS)
@@ -68,7 +75,7 @@ impl Local {
 }
 
 /// A server under way.
-pub type Serving = JoinHandle<std::result::Result<(), tonic::transport::Error>>;
+pub type LocalServing = JoinHandle<std::result::Result<(), tonic::transport::Error>>;
 
 fn reply<T>(result: Result<T>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|e| to_status(&e))
@@ -93,23 +100,23 @@ impl NodeService for Local {
 
     async fn init_office(
         &self,
-        _: Request<peer::InitOfficeRequest>,
+        request: Request<peer::InitOfficeRequest>,
     ) -> Result<Response<peer::InitOfficeResponse>, Status> {
-        unknown()
+        reply(self.parts.init_office(request.into_inner()).await)
     }
 
     async fn create_invite(
         &self,
-        _: Request<peer::CreateInviteRequest>,
+        request: Request<peer::CreateInviteRequest>,
     ) -> Result<Response<peer::CreateInviteResponse>, Status> {
-        unknown()
+        reply(self.parts.create_invite(request.into_inner()).await)
     }
 
     async fn join_office(
         &self,
-        _: Request<peer::JoinOfficeRequest>,
+        request: Request<peer::JoinOfficeRequest>,
     ) -> Result<Response<peer::JoinOfficeResponse>, Status> {
-        unknown()
+        reply(self.parts.join_office(request.into_inner()).await)
     }
 
     async fn list_peers(
@@ -123,26 +130,32 @@ impl NodeService for Local {
         &self,
         _: Request<peer::ListMembersRequest>,
     ) -> Result<Response<peer::ListMembersResponse>, Status> {
-        unknown()
+        reply(self.parts.list_members())
     }
 
-    async fn change_member(&self, _: Request<peer::ChangeMemberRequest>) -> Result<Response<peer::Member>, Status> {
-        unknown()
+    async fn change_member(
+        &self,
+        request: Request<peer::ChangeMemberRequest>,
+    ) -> Result<Response<peer::Member>, Status> {
+        reply(self.parts.change_member(request.into_inner()).await)
     }
 
-    async fn revoke_member(&self, _: Request<peer::RevokeMemberRequest>) -> Result<Response<peer::Member>, Status> {
-        unknown()
+    async fn revoke_member(
+        &self,
+        request: Request<peer::RevokeMemberRequest>,
+    ) -> Result<Response<peer::Member>, Status> {
+        reply(self.parts.revoke_member(request.into_inner()).await)
     }
 
     async fn list_groups(
         &self,
         _: Request<peer::ListGroupsRequest>,
     ) -> Result<Response<peer::ListGroupsResponse>, Status> {
-        unknown()
+        reply(self.parts.list_groups())
     }
 
-    async fn set_group(&self, _: Request<peer::SetGroupRequest>) -> Result<Response<peer::Group>, Status> {
-        unknown()
+    async fn set_group(&self, request: Request<peer::SetGroupRequest>) -> Result<Response<peer::Group>, Status> {
+        reply(self.parts.set_group(request.into_inner()).await)
     }
 
     async fn attach_server(

@@ -20,7 +20,8 @@
 //! handshake, on each call, and twice a second for everything that is open. Members may call everything. A stranger, or a
 //! device that was cut off, may ask for health and enrol; its connections have small windows, few streams and a short
 //! life, so that it is told why it is refused at little cost. Calls from here go to members only, but for joining
-//! ([`Network::dial_stranger`]).
+//! ([`Network::dial_stranger`]). A member that has not heard of this node yet is shown the records that make it one
+//! ([`NetworkOptions::introduction`]).
 //!
 //! # How connections end
 //! A dead machine is noticed by HTTP/2 pings ([`link::PING_AFTER`] + [`link::PONG_WITHIN`]), one that ends cleanly at once,
@@ -35,7 +36,7 @@
 //! | connections, a listener | 8,192, 2,048 from one address | the new one is closed |
 //! | connections of one member | 64 | the new one is closed |
 //! | strangers' connections | 64, 8 from one address, 60 s each | the oldest is closed |
-//! | a stranger's request | 64 KiB, 8 at a time, 30 s | refused |
+//! | a stranger's request | 64 KiB (1 MiB to introduce itself, 8 at a time), 30 s | refused |
 //! | devices with known addresses | 4,096, 16 addresses each | the longest unheard goes |
 //! | links kept by themselves | 64 | others are made when asked for |
 //! | addresses tried for one link | 8 at a time | the next ones follow |
@@ -60,5 +61,5 @@ pub use dial::Failure;
 pub use endpoint::{Endpoint, EndpointLimits, Serving};
 pub use identity::{NodeIdentity, Way};
 pub use link::{Link, NodeChannel};
-pub use network::{LinkEvent, Network, NetworkOptions, ProbeAnswer, WhyDown};
+pub use network::{Introduction, LinkEvent, Network, NetworkOptions, ProbeAnswer, Prober, WhyDown};
 pub use relay::{RelayLimits, RelayServer};

@@ -18,11 +18,13 @@
 
 mod notify;
 
-use crate::local::{Local, Parts, Serving};
+use crate::local::{Local, LocalServing, Parts};
+use crate::net::{Admission, Endpoint, EndpointLimits, Network, NetworkOptions, RelayLimits, Serving};
+use crate::office::Office;
 use crate::settings::Settings;
 use common::clock::{SharedClock, SystemClock};
 use common::error::{Error, Reason, Result};
-use common::identity::DeviceKey;
+use common::identity::{DeviceId, DeviceKey};
 use common::shutdown::Shutdown;
 use common::store::{EngineKind, Store, StoreSettings};
 use common::tls::{AcceptLimits, UnixAcceptor};
@@ -31,6 +33,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
 
 /// Only the user of the node (and root) may connect; who it is is looked at again on each call.
 const SOCKET_MODE: u32 = 0o600;
@@ -41,7 +45,8 @@ pub struct Running {
     pub socket: PathBuf,
     /// Where other nodes connect to.
     pub addresses: Vec<SocketAddr>,
-    local: Serving,
+    local: LocalServing,
+    serving: Serving,
     parts: Arc<Parts>,
     shutdown: Shutdown,
     _lock: File,
@@ -61,14 +66,20 @@ pub async fn start(settings: Settings, shutdown: Shutdown) -> Result<Running> {
     let key = Arc::new(DeviceKey::load_or_generate(&directory.join("device.key"))?);
     let store = open_store(directory.join("store")).await?;
 
-    let parts = Arc::new(Parts { settings: settings.clone(), key, clock, store });
+    let office = Office::open(store.clone(), key.clone(), clock.clone())?;
+    let network = network(&settings, &key, &office)?;
+    let endpoint = Endpoint::bind(&network, &settings.node.listen, EndpointLimits::default())?;
+    let addresses = endpoint.addresses();
+    let serving = endpoint.serve(routes(&network).await?);
+
+    let parts = Arc::new(Parts { settings: settings.clone(), key, clock, store, office, network });
     let socket = settings.node.socket.clone();
     if let Some(parent) = socket.parent() {
         fs::create_dir_all(parent)?;
     }
     let acceptor = UnixAcceptor::bind(&socket, SOCKET_MODE, AcceptLimits::default())?;
     let local = Local::serve(parts.clone(), acceptor, &shutdown).await?;
-    Ok(Running { socket, addresses: Vec::new(), local, parts, shutdown, _lock: lock })
+    Ok(Running { socket, addresses, local, serving, parts, shutdown, _lock: lock })
 }
 
 impl Running {
@@ -79,7 +90,9 @@ impl Running {
     pub async fn wait(self) -> Result<()> {
         let served = self.local.await.map_err(|e| Error::internal("the local socket").caused_by(e))?;
         self.shutdown.begin();
-        self.shutdown.drained().await;
+        let patience = self.parts.settings.node.drain.get();
+        let (_, ()) = tokio::join!(self.shutdown.drained(), self.serving.stop(patience));
+        self.parts.network.close().await;
         self.parts.store.clone().close().await;
         served.map_err(|e| Error::new(Reason::IoFailed, "the local socket failed").caused_by(e))
     }
@@ -88,6 +101,38 @@ impl Running {
     pub fn notify_systemd(&self) {
         notify::start(self.parts.clone(), &self.shutdown);
     }
+}
+
+/// Answers whether a device belongs to the office, from its records.
+struct Members(Office);
+
+impl Admission for Members {
+    fn is_member(&self, device: &DeviceId) -> bool {
+        self.0.view().is_member(device)
+    }
+
+    fn is_revoked(&self, device: &DeviceId) -> bool {
+        self.0.view().revoked(device)
+    }
+}
+
+fn network(settings: &Settings, key: &Arc<DeviceKey>, office: &Office) -> Result<Network> {
+    let relay = match settings.relay.enabled {
+        true => RelayLimits { rate: settings.relay.rate.bytes(), ..RelayLimits::on() },
+        false => RelayLimits::default(),
+    };
+    Network::new(NetworkOptions { relay, ..NetworkOptions::new(key.clone(), Arc::new(Members(office.clone()))) })
+}
+
+/// Everything that other nodes may call; the endpoint lets strangers through to health and enrolment only.
+async fn routes(network: &Network) -> Result<Routes> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::PUBLIC_DESCRIPTORS)
+        .build_v1()
+        .map_err(|e| Error::internal("reflection").caused_by(e))?;
+    reporter.set_service_status("atrium.peer.v1.RelayService", ServingStatus::Serving).await;
+    Ok(Routes::new(health).add_service(reflection).add_service(network.relay_server().service()))
 }
 
 /// Makes the state directory, and missing parents, for its owner only.

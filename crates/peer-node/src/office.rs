@@ -12,7 +12,7 @@
 //!  announce  the newest word of each node     kept      what is in the store
 //!  author    statements of this node          merge     records of others
 //!  invite    codes       enrol   joining      gossip    whom to tell what (pure)   driver  doing it
-//!  grpc      the two services                 access    who may call what
+//!  grpc      the two services                 sealing   the key for sealed parcels
 //! ```
 //!
 //! [`Office`] is the handle. It holds ledger and board in memory behind a lock that is never held across a wait, and
@@ -33,9 +33,11 @@
 
 mod announce;
 mod author;
-mod caller;
 mod closure;
+mod driver;
 mod enrol;
+mod gossip;
+mod grpc;
 mod invite;
 mod kept;
 mod ledger;
@@ -48,19 +50,25 @@ mod view;
 
 pub use announce::{Announced, Announcement, Board, Difference, MAX_ANNOUNCEMENT_BYTES, NodeInfo};
 pub use author::MemberPatch;
-pub use caller::{NodeIdentity, check_member};
 pub use closure::Closure;
+pub use driver::{Change, Neighbours, Spread, gossip, say_goodbye};
 pub use enrol::{Joined, key_digest};
+pub use gossip::{Action, Event, Facts, Gossip, HELLO_EVERY};
+pub use grpc::{EnrolmentServer, MembershipServer, Surroundings, enrolment_service, membership_service};
 pub use invite::{Invite, InviteOptions, MAX_INVITES};
 pub use ledger::{Inserted, Lacking, Ledger, MAX_AUTHOR_RECORDS, MAX_RECORDS, REVOCATION_RESERVE, cut};
 pub use merge::{MAX_PUSH_BYTES, MAX_PUSH_RECORDS, MergeReport};
 pub use names::{EVERYONE, check_machine, check_office, check_principal, check_unit};
-pub use record::{Admission, Kind, MAX_RECORD_BYTES, Profile, Record, RecordId, Rights, Statement, StatementId, id_of};
+pub use record::{
+    Admission as AdmissionRecord, Kind, MAX_RECORD_BYTES, Profile, Record, RecordId, Rights, Statement, StatementId,
+    id_of,
+};
 pub use rule::evaluate;
 pub use sealing::{sealing_key, sealing_secret};
-pub use view::{CentralServer, Member, View};
+pub use view::{CentralServer, Member, View, check_member};
 
 use self::invite::Invites;
+use crate::net::Admission;
 use common::clock::SharedClock;
 use common::enrol::Exchanges;
 use common::error::{Error, Reason, Result};
@@ -68,12 +76,18 @@ use common::identity::DeviceKey;
 use common::model::DeviceId;
 use common::store::Store;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, broadcast, watch};
 
 /// News that wait for the gossip task.
 const NEWS_QUEUE: usize = 1_024;
+/// Devices whose misdeeds are counted.
+const MAX_BLAMED: usize = 1_000;
+/// So often a misdeed is logged.
+const BLAME_EVERY_MS: u64 = 60_000;
 /// Strangers that may introduce themselves at the same moment.
 const INTRODUCTIONS: usize = 4;
 
@@ -96,6 +110,22 @@ pub enum News {
     },
     /// This neighbour has records that this node needs before it can take what it was given.
     Behind(DeviceId),
+    /// What a neighbour said it holds, when it called or answered.
+    Heard(DeviceId, Facts),
+    /// Where a neighbour saw this node come from.
+    Observed {
+        /// Who.
+        by: DeviceId,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// A neighbour said goodbye.
+    Left {
+        /// Who.
+        device: DeviceId,
+        /// Which start of its program: one that began since has not ended.
+        instance: [u8; 8],
+    },
 }
 
 /// The office that this node belongs to, or may belong to one day. Clones are handles to the same one.
@@ -114,6 +144,8 @@ struct Inner {
     /// One statement of this node at a time.
     authoring: Semaphore,
     introductions: Semaphore,
+    /// Who brought forged or malformed records: how many, and when it was last logged.
+    blamed: Mutex<HashMap<DeviceId, (u64, u64)>>,
 }
 
 #[derive(Default)]
@@ -146,6 +178,7 @@ impl Office {
             news: broadcast::Sender::new(NEWS_QUEUE),
             authoring: Semaphore::new(1),
             introductions: Semaphore::new(INTRODUCTIONS),
+            blamed: Mutex::default(),
         })))
     }
 
@@ -187,7 +220,7 @@ impl Office {
     /// This node as a present member.
     ///
     /// # Errors
-    /// NOT_JOINED, DEVICE_REVOKED, MEMBER_REQUIRED if its admission does not count any more.
+    /// NOT_JOINED, DEVICE_REVOKED, NOT_A_MEMBER if its admission does not count any more.
     fn present<'a>(&self, view: &'a View) -> Result<&'a Member> {
         if view.office_id().is_none() {
             return Err(Error::new(Reason::NotJoined, "this machine belongs to no office")
@@ -197,9 +230,47 @@ impl Office {
         view.member(&self.me()).ok_or_else(|| Error::internal("a member without an entry"))
     }
 
+    /// Notes that a device brought what no honest node sends on; says so in the log, once a minute for each device.
+    fn blame(&self, device: &DeviceId, report: &MergeReport) {
+        let Some(problem) = &report.problem else { return };
+        let now_ms = self.0.clock.now_ms();
+        let (count, say) = {
+            let mut blamed = self.0.blamed.lock();
+            if blamed.len() >= MAX_BLAMED && !blamed.contains_key(device) {
+                return;
+            }
+            let (count, said_ms) = blamed.entry(*device).or_default();
+            *count += report.refused as u64;
+            let say = now_ms.abs_diff(*said_ms) >= BLAME_EVERY_MS;
+            if say {
+                *said_ms = now_ms;
+            }
+            (*count, say)
+        };
+        if say {
+            let name = self.view().node_name(device);
+            tracing::warn!(node = name, %device, count, problem, "a node brings forged or malformed records");
+        }
+    }
+
+    /// Devices that brought forged or malformed records since the start, with their number.
+    pub fn blamed(&self) -> Vec<(DeviceId, u64)> {
+        self.0.blamed.lock().iter().map(|(device, (count, _))| (*device, *count)).collect()
+    }
+
     fn tell(&self, news: News) {
         // Nobody may be listening yet: whoever begins to listen compares everything first.
         let _ = self.0.news.send(news);
+    }
+}
+
+impl Admission for Office {
+    fn is_member(&self, device: &DeviceId) -> bool {
+        self.0.view.borrow().is_member(device)
+    }
+
+    fn is_revoked(&self, device: &DeviceId) -> bool {
+        self.0.view.borrow().revoked(device)
     }
 }
 

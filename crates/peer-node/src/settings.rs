@@ -293,6 +293,23 @@ impl Settings {
     }
 }
 
+/// The name of the user that this process runs as, for people: from the environment, as a login sets it, else from the
+/// system's list of users; "user" if neither knows.
+pub fn user_name() -> String {
+    let set = |name: &str| std::env::var(name).ok().filter(|n| !n.is_empty());
+    set("USER")
+        .or_else(|| set("LOGNAME"))
+        .or_else(|| listed(rustix::process::geteuid().as_raw()))
+        .unwrap_or("user".into())
+}
+
+/// From `/etc/passwd`: NAME:PASSWORD:UID:...
+fn listed(uid: u32) -> Option<String> {
+    let list = std::fs::read_to_string("/etc/passwd").ok()?;
+    let fields = list.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    fields.filter(|f| f.len() > 2 && f[2].parse() == Ok(uid)).map(|f| f[0].to_owned()).next()
+}
+
 /// Whether it is a unit: names joined by '/', or nothing.
 fn is_unit(text: &str) -> bool {
     text.is_empty() || text.len() <= 255 && text.split('/').all(|s| EntryName::new(s).is_ok())

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 /// What tells whether a file is still the one whose content was hashed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FileStamp {
     /// Bytes.
     pub size: u64,
@@ -215,6 +215,7 @@ impl Sources {
     }
 }
 
-fn unknown_scope() -> Error {
+/// The one answer to whoever names a scope that is not there, or that he may not see: nothing in it tells which.
+pub fn unknown_scope() -> Error {
     Error::new(Reason::EntryUnknown, "there is no such share or parcel here, or you may not see it")
 }

@@ -10,6 +10,7 @@ use http_body::Body as HttpBody;
 use http_body_util::Limited;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
@@ -23,6 +24,12 @@ const REVOKED: HeaderValue = HeaderValue::from_static("revoked");
 
 /// What a stranger may send in one call: an enrolment's messages have a few hundred bytes.
 const STRANGERS_BODY: usize = 64 * 1024;
+/// A member that is not known yet shows the records that make it one: 1 MiB and what is around it.
+const INTRODUCTION: usize = 1024 * 1024 + 16 * 1024;
+/// Introductions at a time.
+const INTRODUCTIONS: usize = 8;
+/// Their method.
+const INTRODUCE: &str = "/atrium.peer.v1.EnrolmentService/Introduce";
 /// How long a stranger's call may take.
 const STRANGERS_TIME: Duration = Duration::from_secs(30);
 /// Services for everyone.
@@ -33,11 +40,12 @@ const FOR_ALL: [&str; 2] = ["/atrium.peer.v1.EnrolmentService/", "/grpc.health.v
 pub(super) struct Gate {
     admission: Arc<dyn Admission>,
     routes: Routes,
+    introductions: Arc<Semaphore>,
 }
 
 impl Gate {
     pub(super) fn new(admission: Arc<dyn Admission>, routes: Routes) -> Self {
-        Self { admission, routes }
+        Self { admission, routes, introductions: Arc::new(Semaphore::new(INTRODUCTIONS)) }
     }
 
     /// Answers a call. Whatever goes wrong is in the answer.
@@ -56,7 +64,14 @@ impl Gate {
         if !FOR_ALL.iter().any(|open| request.uri().path().starts_with(open)) {
             return stand(refusal(revoked), standing);
         }
-        let request = request.map(|body| Body::new(Limited::new(body, STRANGERS_BODY)));
+        let introduces = request.uri().path() == INTRODUCE;
+        let _place = match introduces.then(|| self.introductions.try_acquire()) {
+            None => None,
+            Some(Ok(place)) => Some(place),
+            Some(Err(_)) => return stand(overloaded(), standing),
+        };
+        let limit = if introduces { INTRODUCTION } else { STRANGERS_BODY };
+        let request = request.map(|body| Body::new(Limited::new(body, limit)));
         let answer = match tokio::time::timeout(STRANGERS_TIME, self.pass(request)).await {
             Ok(answer) => answer,
             Err(_) => to_status(&Error::new(Reason::DeadlineExceeded, "the call took too long")).into_http(),
@@ -74,6 +89,11 @@ impl Gate {
             Err(never) => match never {},
         }
     }
+}
+
+fn overloaded() -> Response<Body> {
+    let error = Error::new(Reason::Overloaded, "many machines introduce themselves at the moment");
+    to_status(&error.retry_after(Duration::from_secs(1))).into_http()
 }
 
 fn refusal(revoked: bool) -> Response<Body> {

@@ -10,10 +10,13 @@ use super::registry::{Incoming, Registry};
 use super::relay::{Hub, RelayLimits, RelayServer, RelayStream, connect_through, listen_at};
 use common::error::{Error, Kind, Reason, Result};
 use common::identity::{DeviceId, DeviceKey, random_bytes};
+use common::status::from_status;
 use common::tls::NodeTls;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
+use proto::peer::v1 as peer;
+use proto::peer::v1::enrolment_service_client::EnrolmentServiceClient;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
@@ -52,6 +55,9 @@ const PROBE: Duration = Duration::from_secs(3);
 /// Probes at a time, over all callers.
 const PROBES: usize = 16;
 
+/// Gives the records that make this node a member.
+pub type Introduction = Arc<dyn Fn() -> Vec<peer::Record> + Send + Sync>;
+
 /// What a network needs.
 #[derive(Clone)]
 pub struct NetworkOptions {
@@ -65,6 +71,8 @@ pub struct NetworkOptions {
     pub max_links: usize,
     /// What this node passes on for others.
     pub relay: RelayLimits,
+    /// Records that make this node a member, for one that has not heard of it; none until the office is known.
+    pub introduction: Option<Introduction>,
     /// Where a node is tried of which nothing is known but that it came from an address.
     pub default_port: u16,
 }
@@ -78,6 +86,7 @@ impl NetworkOptions {
             bulk_connections: 2,
             max_links: 64,
             relay: RelayLimits::default(),
+            introduction: None,
             default_port: DEFAULT_PORT,
         }
     }
@@ -131,6 +140,29 @@ pub struct ProbeAnswer {
     pub reached: Vec<SocketAddr>,
     /// For each of the others, why not.
     pub problems: Vec<String>,
+}
+
+/// Connects back to a caller: what `MembershipService.Probe` answers.
+#[tonic::async_trait]
+pub trait Prober: Send + Sync + 'static {
+    /// Tries these addresses of the caller; see [`Network::probe`].
+    ///
+    /// # Errors
+    /// OVERLOADED if a probe for this caller runs already or too many do.
+    async fn probe(&self, caller: DeviceId, addresses: &[String]) -> Result<ProbeAnswer>;
+}
+
+#[tonic::async_trait]
+impl Prober for Network {
+    async fn probe(&self, caller: DeviceId, addresses: &[String]) -> Result<ProbeAnswer> {
+        Network::probe(self, caller, addresses).await
+    }
+}
+
+impl From<ProbeAnswer> for peer::ProbeResponse {
+    fn from(answer: ProbeAnswer) -> Self {
+        Self { reached: answer.reached.iter().map(SocketAddr::to_string).collect(), problems: answer.problems }
+    }
 }
 
 /// All connections of a node. Clones are the same network. It works until [`Network::close`].
@@ -799,7 +831,7 @@ impl Network {
             })
         });
         let link = Link::new(way, local, control, bulk.collect(), end, round_trip);
-        match tokio::time::timeout(CHECK, link.measure()).await {
+        match tokio::time::timeout(CHECK, self.check(&link)).await {
             Ok(Ok(())) => Ok(link),
             Ok(Err(error)) => {
                 if let (true, Some(address)) = (error.is(Reason::NotAMember), way.address()) {
@@ -813,6 +845,18 @@ impl Network {
                 Err(unreachable("it took the connection and does not answer".into()))
             }
         }
+    }
+
+    /// The first call. One that does not know this node as a member is shown why it is one.
+    async fn check(&self, link: &Link) -> Result<()> {
+        let Err(error) = link.measure().await else { return Ok(()) };
+        let records = self.0.options.introduction.as_ref().map(|records| records()).unwrap_or_default();
+        if !error.is(Reason::NotAMember) || records.is_empty() {
+            return Err(error);
+        }
+        let mut client = EnrolmentServiceClient::new(link.control());
+        client.introduce(peer::IntroduceRequest { records }).await.map_err(|s| from_status(&s))?;
+        link.measure().await
     }
 
     /// One more connection, the same way.
@@ -863,6 +907,12 @@ impl Network {
     /// Milliseconds since this network began.
     pub(crate) fn now_ms(&self) -> u64 {
         u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl fmt::Debug for NetworkOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NetworkOptions({:?})", self.key)
     }
 }
 

@@ -148,6 +148,11 @@ impl Announcement {
         Ok(Self { info, bytes: Bytes::copy_from_slice(&wire.info), signature })
     }
 
+    /// Bytes on the wire, about.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes.len() + 80
+    }
+
     /// What it says.
     pub fn info(&self) -> &NodeInfo {
         &self.info
@@ -243,7 +248,7 @@ impl Board {
             if theirs.get(device).is_some_and(|s| *s >= announcement.info().sequence) {
                 continue;
             }
-            bytes += announcement.bytes.len() + 80;
+            bytes += announcement.size_bytes();
             if difference.newer.len() == MAX_IN_MESSAGE || bytes > MAX_MESSAGE_BYTES {
                 difference.more = true;
                 break;

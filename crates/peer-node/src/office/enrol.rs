@@ -7,8 +7,10 @@
 
 use super::announce::{Announcement, MAX_IN_MESSAGE};
 use super::kept::Batch;
+use super::merge::MAX_PUSH_RECORDS;
 use super::record::{Admission, Kind, Profile, Record};
-use super::{Ledger, Office, caller, evaluate, names, sealing_key};
+use super::view::check_member;
+use super::{Ledger, Office, cut, evaluate, names, sealing_key};
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use common::bulk::GrpcChannel;
@@ -25,6 +27,8 @@ use std::time::Duration;
 const PROTOCOL: &[u8] = b"atrium.peer.v1";
 /// Most bytes of records that a new member is given at once.
 const MAX_RECORDS_BYTES: usize = 16 << 20;
+/// Most bytes of an introduction: a stranger may send 64 KiB.
+const MAX_INTRODUCTION_BYTES: usize = 48 << 10;
 /// Largest answer that is read from an office that has not proved itself yet.
 const MAX_ANSWER: usize = 32 << 20;
 /// For each of the two calls.
@@ -160,7 +164,7 @@ impl Office {
     /// NOT_JOINED, OVERLOADED if many introduce themselves at the same moment, DEVICE_REVOKED.
     pub(super) async fn introduce(&self, device: DeviceId, records: Vec<peer::Record>) -> Result<bool> {
         if self.view().revoked(&device) {
-            caller::check_member(&self.view(), &device)?;
+            check_member(&self.view(), &device)?;
         }
         let busy = || {
             Error::new(Reason::Overloaded, "many nodes introduce themselves at the moment")
@@ -173,10 +177,24 @@ impl Office {
         Ok(self.view().is_member(&device))
     }
 
-    /// Records by which this node shows others that it is a member.
+    /// Records by which this node shows others that it is a member, as far as a stranger may send them.
     pub fn introduction(&self) -> Vec<Record> {
         let me = self.me();
-        self.with_ledger(|ledger| ledger.proof(&me)).unwrap_or_default()
+        let mut records = self.with_ledger(|ledger| ledger.proof(&me)).unwrap_or_default();
+        cut(&mut records, MAX_PUSH_RECORDS, MAX_INTRODUCTION_BYTES);
+        records
+    }
+
+    /// Introduces this node to a member that does not know it yet; true if it does now.
+    ///
+    /// # Errors
+    /// DEVICE_REVOKED if this device was cut off; what broke the call.
+    pub async fn introduce_to(&self, channel: impl GrpcChannel) -> Result<bool> {
+        let records = self.introduction().iter().map(Record::wire).collect();
+        let mut request = tonic::Request::new(peer::IntroduceRequest { records });
+        request.set_timeout(CALL_TIMEOUT);
+        let answer = EnrolmentServiceClient::new(channel).introduce(request).await;
+        answer.map(|a| a.into_inner().member).map_err(|s| from_status(&s))
     }
 
     /// Joins an office: proves the code to the node at the other end of the channel, which shows the certificate key

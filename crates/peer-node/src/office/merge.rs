@@ -1,6 +1,6 @@
 //! Records and announcements that come in: checked, written, then counted and passed on.
 
-use super::announce::{Announced, Announcement, Difference, NodeInfo};
+use super::announce::{Announced, Announcement, Difference, MAX_IN_MESSAGE, MAX_MESSAGE_BYTES, NodeInfo};
 use super::kept::Batch;
 use super::record::{Kind, Record, RecordId, id_of};
 use super::{Lacking, Ledger, News, Office, evaluate};
@@ -214,6 +214,18 @@ impl Office {
     /// The newest announcement of every present member, this one included.
     pub fn announcements(&self) -> Vec<Announcement> {
         self.0.state.lock().board.all().cloned().collect()
+    }
+
+    /// Announcements of these devices, as many as fit in one message.
+    pub fn page_of_announcements(&self, devices: impl Iterator<Item = DeviceId>) -> Vec<Announcement> {
+        let state = self.0.state.lock();
+        let mut bytes = 0;
+        let fits = |a: &&Announcement| {
+            bytes += a.size_bytes();
+            bytes <= MAX_MESSAGE_BYTES
+        };
+        let found = devices.take(MAX_IN_MESSAGE).filter_map(|d| state.board.get(&d));
+        found.take_while(fits).cloned().collect()
     }
 
     /// BLAKE3 over the (device id, sequence) pairs of the announcements.

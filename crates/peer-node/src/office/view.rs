@@ -10,6 +10,20 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// Fewest digits by which a device is named.
 const MIN_ID_DIGITS: usize = 8;
 
+/// Refuses those who are no members now. Looked up on each call: who is cut off is refused on open connections too.
+///
+/// # Errors
+/// DEVICE_REVOKED, NOT_A_MEMBER.
+pub fn check_member(view: &View, device: &DeviceId) -> Result<()> {
+    if view.is_member(device) {
+        Ok(())
+    } else if view.revoked(device) {
+        Err(Error::new(Reason::DeviceRevoked, "this device was cut off from the office"))
+    } else {
+        Err(Error::new(Reason::NotAMember, "this device is no member of the office"))
+    }
+}
+
 /// A member, present or cut off.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {

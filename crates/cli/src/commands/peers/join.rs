@@ -10,11 +10,15 @@ use crate::output::schema::Done;
 use crate::output::usage;
 use crate::prompt::{self, Secret};
 use common::error::{Error, Reason, Result};
-use common::rpc::{OfficeConnection, ServerAddress};
-use common::tls::ClientTls;
+use common::identity::DeviceKey;
+use common::rpc::ServerAddress;
+use common::tls::NodeTls;
+use hyper_util::rt::TokioIo;
 use proto::peer::v1 as wire;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tonic::Code;
+use tokio::net::TcpStream;
+use tonic::transport::{Endpoint, Uri};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -56,18 +60,34 @@ pub(in crate::commands) async fn way(c: &Context, words: &JoinWords) -> Result<W
     }
 }
 
-/// Asks who answers there, by the question that everyone may ask.
+/// Asks who answers there, by the question that everyone may ask, as a device that nobody knows. A central server does
+/// not get as far as the question: it shows another sort of certificate.
+///
+/// # Errors
+/// `SERVER_UNREACHABLE` if nobody answers.
 async fn admits_peers(address: &str) -> Result<bool> {
-    let (tls, _) = ClientTls::capture()?;
-    let connection = OfficeConnection::over_tls(address, tls, PATIENCE, 1)?;
-    let request = HealthCheckRequest { service: PEERS_ENROL.to_owned() };
-    let mut client = HealthClient::new(connection.control());
-    let asked = tokio::time::timeout(PATIENCE, client.check(request)).await;
-    match asked {
-        Ok(Ok(_)) => Ok(true),
-        Ok(Err(status)) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => Ok(false),
-        Ok(Err(status)) => Err(common::status::from_status(&status)),
-        Err(_) => Err(Error::new(Reason::ServerUnreachable, format!("nobody answers at {address}"))),
+    let nobody = |why: String| {
+        Error::new(Reason::ServerUnreachable, format!("nobody answers at {address}"))
+            .why_is(why)
+            .fix_is("check the address and whether that machine is on")
+    };
+    let asked = async {
+        let stream = TcpStream::connect(address).await.map_err(|e| nobody(e.to_string()))?;
+        let tls = NodeTls::new(&DeviceKey::generate())?;
+        let Ok((stream, _)) = tls.connect_over(stream, None).await else { return Ok(false) };
+        let once = Mutex::new(Some(TokioIo::new(stream)));
+        let connector = tower::service_fn(move |_: Uri| {
+            let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+            async move { stream.ok_or_else(|| std::io::Error::other("the connection has ended")) }
+        });
+        let endpoint = Endpoint::from_static("http://node.atrium").origin(Uri::from_static("https://node.atrium"));
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|e| nobody(e.to_string()))?;
+        let request = HealthCheckRequest { service: PEERS_ENROL.to_owned() };
+        Ok(HealthClient::new(channel).check(request).await.is_ok())
+    };
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err(nobody(format!("no answer came within {} seconds", PATIENCE.as_secs()))),
     }
 }
 

@@ -20,7 +20,9 @@ mod server;
 
 pub(crate) use accept::tune;
 pub use accept::{AcceptLimits, AcceptStats, Acceptor, UnixAcceptor};
-pub use ca::{DEVICE_LIFETIME, OfficeCa, SERVER_LIFETIME, ServerCertificate, ServerKey, local_names};
+pub use ca::{
+    DEVICE_LIFETIME, OfficeCa, SERVER_LIFETIME, ServerCertificate, ServerKey, check_office_signature, local_names,
+};
 pub use client::{CapturedKey, ClientTls, DeviceCredentials, Membership, check_membership};
 pub use peer::{Connection, PeerCredentials, PeerIdentity};
 pub use renewal::{ServerIdentity, renew_at_ms};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::path::Path;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -42,6 +43,10 @@ impl Engine for Memory {
             };
         }
         Ok(())
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        None
     }
 
     fn disk_bytes(&self) -> EngineResult<u64> {

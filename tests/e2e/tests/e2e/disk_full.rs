@@ -6,6 +6,8 @@
 use anyhow::{Context, Result, ensure};
 use atrium_e2e::process::poll;
 use atrium_e2e::{Office, Person, sample};
+use common::error::Reason;
+use common::store::{EngineKind, Store, StoreSettings};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -132,4 +134,60 @@ fn a_full_disk_refuses_changes_loses_nothing_and_needs_no_restart() -> Result<()
     office.restart()?;
     anna.wait_connected()?;
     check(&[("small", small), ("late", 70_001)])
+}
+
+/// Somebody takes all space while the store writes: the race between its look at the free space and its writing.
+#[test]
+fn a_store_that_meets_a_full_disk_keeps_what_it_acknowledged() -> Result<()> {
+    if !in_namespace("disk_full::a_store_that_meets_a_full_disk_keeps_what_it_acknowledged")? {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    for (engine, round) in [EngineKind::Sled, EngineKind::Redb].into_iter().flat_map(|e| (0..4u64).map(move |r| (e, r)))
+    {
+        let place = dir.path().join(format!("{engine}{round}"));
+        mount(&place, "32m")?;
+        let settings = StoreSettings { engine, directory: place.join("store"), ..StoreSettings::default() };
+        let store = Store::open(&settings)?;
+        let mut acknowledged = 0u64;
+        let write = |n: u64| store.transact_blocking(move |txn| txn.put(n.to_be_bytes(), sample::bytes(n, 30_000)));
+        for n in 0..20 + round {
+            write(n)?;
+            acknowledged = n + 1;
+        }
+        let filling = {
+            let place = place.clone();
+            std::thread::spawn(move || fill(&place))
+        };
+        let mut refusals = 0;
+        for n in acknowledged..acknowledged + 2_000 {
+            match write(n) {
+                Ok(_) if refusals == 0 => acknowledged = n + 1,
+                Ok(_) => break,
+                Err(error) => {
+                    ensure!(error.is(Reason::DiskFull) || error.is(Reason::StoreFailed), "{error:?}");
+                    refusals += 1;
+                }
+            }
+            if refusals == 50 {
+                break;
+            }
+        }
+        filling.join().map_err(|_| anyhow::anyhow!("the filling thread panicked"))??;
+        ensure!(refusals > 0, "the disk was never full");
+        println!("{engine}: {acknowledged} acknowledged, {refusals} refused, failed: {}", store.is_failed());
+        drop(store);
+        fs::remove_file(place.join("filler"))?;
+        let store = Store::open(&settings)?;
+        ensure!(store.verify()?.is_sound(), "{engine} is damaged");
+        for n in 0..acknowledged {
+            let found = store.get(&n.to_be_bytes())?;
+            ensure!(found.is_some_and(|v| v[..] == sample::bytes(n, 30_000)[..]), "{engine} has lost {n}");
+        }
+        store.transact_blocking(|txn| txn.put(*b"on it goes", "!"))?;
+        drop(store);
+        let status = Command::new("umount").arg(&place).status()?;
+        ensure!(status.success(), "umount: {status}");
+    }
+    Ok(())
 }

@@ -80,7 +80,9 @@ pub(super) trait Engine: Send + Sync {
     /// Bytes on disk (in memory, for the memory engine).
     fn disk_bytes(&self) -> EngineResult<u64>;
     /// Where its files are, if it has any.
-    fn directory(&self) -> Option<&Path>;
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
     /// Writes out what is left. No other call follows.
     fn close(&self) -> EngineResult<()>;
 }

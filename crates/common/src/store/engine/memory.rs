@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::path::Path;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -43,10 +42,6 @@ impl Engine for Memory {
             };
         }
         Ok(())
-    }
-
-    fn directory(&self) -> Option<&Path> {
-        None
     }
 
     fn disk_bytes(&self) -> EngineResult<u64> {

@@ -6,7 +6,7 @@ TOOLS := $(TARGET)/tools
 CARGO ?= cargo
 
 .PHONY: help build release test test-rust test-doc test-interop test-readme crash fmt verify-fmt fix-fmt clippy docs deny \
-  verify-proto verify-generated fix-generated verify-units verify-fuzz ci demo up down bench-files bench-peers cluster cluster-down install
+  verify-proto verify-generated fix-generated verify-units verify-fuzz fuzz ci demo up down bench-files bench-peers cluster cluster-down install
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -92,6 +92,16 @@ verify-units: ## systemd units: syntax, and exposure at most 3.0
 
 verify-fuzz: ## The fuzz targets compile
 	$(CARGO) check -q --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)/fuzz
+
+FUZZERS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
+fuzz: ## Run the fuzz targets one after the other: make fuzz SECONDS=60, of some: FUZZERS="upload code"
+	@if ! rustup run nightly rustc --version >/dev/null 2>&1; then echo "needs a nightly compiler: rustup toolchain install nightly"; exit 1; fi
+	@if [ ! -x $(TOOLS)/bin/cargo-fuzz ]; then \
+	  echo "building cargo-fuzz once"; $(CARGO) install --locked -q cargo-fuzz --version 0.13.2 --root $(TOOLS); fi
+	@set -e; for target in $(FUZZERS); do \
+	  echo "== $$target"; mkdir -p $(TARGET)/fuzz/corpus/$$target $(TARGET)/fuzz/found/$$target; \
+	  PATH="$$PATH:$$PWD/$(TOOLS)/bin" nice rustup run nightly cargo fuzz run --target-dir $(TARGET)/fuzz $$target $(TARGET)/fuzz/corpus/$$target -- \
+	    -max_total_time=$(or $(SECONDS),60) -artifact_prefix=$(TARGET)/fuzz/found/$$target/ -rss_limit_mb=2048 -print_final_stats=1; done
 
 ci: verify-fmt clippy docs deny verify-proto verify-generated verify-units test ## Exactly what a change must pass, without containers
 

@@ -7,14 +7,14 @@ use crate::app::office::{DataDirectory, Layout};
 use crate::app::sessions::Password;
 use crate::app::{App, audit, backup, reclaim};
 use crate::serve;
-use crate::settings::{LogFormat, Settings};
+use crate::settings::Settings;
 use common::clock::SystemClock;
 use common::error::{Error, Kind, Reason, Result};
 use common::model::Role;
 use common::settings::SecretFile;
 use common::shutdown::Shutdown;
 use common::store::Store;
-use common::telemetry::{self, Format, Telemetry};
+use common::telemetry;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::ops::ControlFlow;
@@ -41,12 +41,7 @@ pub fn exit_code(error: &Error) -> u8 {
 }
 
 fn start_log(settings: &Settings) -> Result<()> {
-    let format = match settings.log.format {
-        LogFormat::Auto => Format::Auto,
-        LogFormat::Text => Format::Text,
-        LogFormat::Json => Format::Json,
-    };
-    telemetry::init(&Telemetry { program: PROGRAM, filter: settings.log.level.clone(), format })
+    telemetry::init(&settings.log.of(PROGRAM))
 }
 
 fn runtime(settings: &Settings) -> Result<Runtime> {
@@ -131,9 +126,10 @@ fn read_password(path: &Path) -> Result<Password> {
 ///
 /// # Errors
 /// As [`backup::restore`].
-pub fn restore(settings: &Settings, from: &Path, to: &Path) -> Result<()> {
+pub fn restore(settings: &Settings, from: &Path, to: &Path, ca: Option<&Path>) -> Result<()> {
     let to = std::path::absolute(to)?;
-    let restored = backup::restore(from, &to, settings)?;
+    let trusted = ca.map(read_certificate).transpose()?;
+    let restored = backup::restore(from, &to, settings, trusted.as_deref())?;
     println!(
         "restored {} as of revision {}: {} records, {} chunks, {} bytes, all checked",
         to.display(),
@@ -142,7 +138,27 @@ pub fn restore(settings: &Settings, from: &Path, to: &Path) -> Result<()> {
         restored.chunk_count,
         restored.chunk_bytes
     );
+    let (office, second) = (&restored.manifest.office, restored.manifest.time_ms / 1000);
+    match ca {
+        Some(ca) => println!("signed by the office {office:?} at Unix time {second}: verified with {}", ca.display()),
+        None => println!(
+            "NOT VERIFIED who made it: it says the office {office:?}, at Unix time {second}. Restore with --ca FILE, the \
+             office's certificate as every member has it, to have that checked"
+        ),
+    }
     Ok(())
+}
+
+/// The office's certificate, as somebody kept it.
+fn read_certificate(path: &Path) -> Result<String> {
+    let read = std::fs::read_to_string(path).map_err(Error::from);
+    let checked = read.and_then(|pem| common::tls::ClientTls::office(&pem).map(|_| pem));
+    checked.map_err(|e| {
+        Error::new(Reason::CertificateInvalid, format!("{} is no office's certificate", path.display()))
+            .why_is(e.message().to_owned())
+            .fix_is("name the file ca.pem of the office, from a member or from where you keep it")
+            .caused_by(e)
+    })
 }
 
 /// Checks everything in a data directory.

@@ -55,6 +55,10 @@ fn descriptors() -> Result<Vec<u8>> {
     Ok(set.encode_to_vec())
 }
 
+/// Largest commit, whatever `grpc.max_message` is: 262,144 chunks of at most 41 bytes, and 1,000 files with the longest
+/// paths.
+const COMMIT_MAX: usize = 16 << 20;
+
 /// All services of the contract.
 pub fn routes(shared: &Shared) -> Routes {
     use v1::account_service_server::AccountServiceServer;
@@ -75,7 +79,7 @@ pub fn routes(shared: &Shared) -> Routes {
         .add_service(EnrolmentServiceServer::new(enrolment::Enrolment::new(app())).max_decoding_message_size(max))
         .add_service(DeviceServiceServer::new(device::Devices::new(app())).max_decoding_message_size(max))
         .add_service(DirectoryServiceServer::new(directory::Directories::new(app())).max_decoding_message_size(max))
-        .add_service(FileServiceServer::new(file::Files::new(app())).max_decoding_message_size(max))
+        .add_service(FileServiceServer::new(file::Files::new(app())).max_decoding_message_size(max.max(COMMIT_MAX)))
         .add_service(
             WatchServiceServer::new(watch::Watch::new(app(), shared.app.shutdown.clone()))
                 .max_decoding_message_size(max),

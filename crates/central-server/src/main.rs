@@ -71,6 +71,10 @@ enum Command {
         from: PathBuf,
         /// Directory to make.
         to: PathBuf,
+        /// The office's certificate (PEM), kept elsewhere than the backup: only a backup that this office made is taken.
+        /// Without it, it is said that this was not checked.
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
     },
     /// Check every record and every piece of content of a server that is not running.
     Verify,
@@ -122,7 +126,7 @@ fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
         None => command::serve(settings),
         Some(Command::Init { admin, password_file }) => command::init(settings, &Init { admin, password_file }),
-        Some(Command::Restore { from, to }) => command::restore(&settings, &from, &to),
+        Some(Command::Restore { from, to, ca }) => command::restore(&settings, &from, &to, ca.as_deref()),
         Some(Command::Verify) => command::verify(settings),
         Some(Command::Export { file }) => command::export(&settings, &file),
         Some(Command::Import { file }) => command::import(&settings, &file),

@@ -7,6 +7,7 @@
 //! drain time; then what is left of streams ends with SHUTTING_DOWN; then the stores are synced and closed. Nothing that
 //! was acknowledged depends on any of this.
 
+mod calls;
 mod connection;
 mod notify;
 mod web;

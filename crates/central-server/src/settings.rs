@@ -2,6 +2,7 @@
 
 use common::settings::{ByteSize, HumanDuration, Problems};
 use common::store::EngineKind;
+use common::telemetry::Log;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,7 @@ pub struct Grpc {
     pub max_calls: usize,
     /// Longest life of a call that is no stream; a shorter deadline of the caller wins.
     pub call_timeout: HumanDuration,
-    /// Largest message that is not content.
+    /// Largest message that is not content. Commits of files, which list their chunks, may have 16 MiB in any case.
     pub max_message: ByteSize,
     /// HTTP/2 flow-control window of a stream.
     pub stream_window: ByteSize,
@@ -204,29 +205,6 @@ pub struct Devices {
     pub invite_lifetime: HumanDuration,
 }
 
-/// How the log is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// The journal when started by systemd, else text.
-    #[default]
-    Auto,
-    /// Text on standard error.
-    Text,
-    /// One JSON object a line on standard error.
-    Json,
-}
-
-/// The log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Log {
-    /// error, warn, info, debug, trace, or a filter such as "info,central_server=debug".
-    pub level: String,
-    /// auto, text or json.
-    pub format: LogFormat,
-}
-
 impl Default for Server {
     fn default() -> Self {
         Self {
@@ -333,12 +311,6 @@ impl Default for Sessions {
 impl Default for Devices {
     fn default() -> Self {
         Self { certificate_lifetime: HumanDuration::days(7), invite_lifetime: HumanDuration::minutes(15) }
-    }
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Auto }
     }
 }
 
@@ -466,9 +438,7 @@ impl common::settings::Settings for Settings {
         );
         // The limit of a Unix socket's name is 107 bytes on Linux.
         problems.require(self.admin_socket().as_os_str().len() <= 107, "admin.socket", "must be at most 107 bytes");
-        if let Err(error) = common::telemetry::check_filter(&self.log.level) {
-            problems.add("log.level", error);
-        }
+        self.log.validate(problems);
     }
 }
 

@@ -3,14 +3,14 @@
 //! Connections are lazy and come back by themselves; the keeper looks from time to time, says what is wrong in words, and
 //! renews the machine's certificate. A server that restarts or a network that changes costs one failed look at most.
 
-use crate::membership::{Member, Membership, renew_at_ms};
+use crate::membership::{Member, Membership};
 use crate::people::People;
 use crate::settings::Settings;
 use common::clock::SharedClock;
 use common::error::{Error, Reason, Result};
 use common::rpc::{ConnectOptions, OfficeConnection};
 use common::status::from_status;
-use common::tls::check_membership;
+use common::tls::{check_membership, renew_after_ms};
 use parking_lot::Mutex;
 use proto::v1;
 use proto::v1::device_service_client::DeviceServiceClient;
@@ -232,7 +232,7 @@ impl Link {
 
     async fn renew_if_due(&self, connection: &OfficeConnection) -> Result<()> {
         let membership = self.member.get()?;
-        let due = renew_at_ms(
+        let due = renew_after_ms(
             membership.certificate_begin_ms,
             membership.certificate_end_ms,
             self.settings.server.renew_percent,

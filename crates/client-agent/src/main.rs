@@ -1,11 +1,10 @@
 //! The workstation agent.
 
 use clap::{Parser, Subcommand};
-use client_agent::settings::{LogFormat, Settings};
+use client_agent::settings::Settings;
 use common::error::{Error, Reason, Result};
 use common::settings::Sources;
 use common::shutdown::Shutdown;
-use common::telemetry::{Format, Telemetry};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,12 +83,7 @@ fn run(flags: Flags) -> Result<()> {
             common::rpc::OfficeConnection::unix(&settings.agent.socket, Reason::AgentUnreachable)?.check().await
         });
     }
-    let format = match settings.log.format {
-        LogFormat::Auto => Format::Auto,
-        LogFormat::Text => Format::Text,
-        LogFormat::Json => Format::Json,
-    };
-    common::telemetry::init(&Telemetry { program: "client-agent", filter: settings.log.level.clone(), format })?;
+    common::telemetry::init(&settings.log.of("client-agent"))?;
     runtime.block_on(async {
         let shutdown = Shutdown::on_signals(settings.agent.drain.get())?;
         let running = client_agent::start(settings, shutdown.clone()).await?;

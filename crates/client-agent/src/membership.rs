@@ -90,11 +90,6 @@ impl Member {
     }
 }
 
-/// When a certificate is renewed: after this share of its life.
-pub fn renew_at_ms(begin_ms: u64, end_ms: u64, percent: u32) -> u64 {
-    begin_ms + (end_ms.saturating_sub(begin_ms) / 100).saturating_mul(u64::from(percent))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,11 +113,5 @@ mod tests {
         let again = Member::open(dir.path()).unwrap();
         assert_eq!(*again.get().unwrap(), membership);
         assert_eq!(again.key.device_id(), member.key.device_id());
-    }
-
-    #[test]
-    fn renewal_is_due_at_two_thirds() {
-        assert_eq!(renew_at_ms(100, 1100, 66), 760);
-        assert_eq!(renew_at_ms(1100, 100, 66), 1100);
     }
 }

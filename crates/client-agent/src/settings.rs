@@ -1,6 +1,7 @@
 //! Settings of the workstation agent. `deploy/config/client-agent.toml` says the same for people; a test keeps them equal.
 
 use common::settings::{ByteSize, HumanDuration, Problems};
+use common::telemetry::Log;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -64,29 +65,6 @@ pub struct Queue {
     pub items_max: usize,
 }
 
-/// How the log is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// The journal when started by systemd, else text.
-    #[default]
-    Auto,
-    /// Text on standard error.
-    Text,
-    /// One JSON object a line on standard error.
-    Json,
-}
-
-/// The log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Log {
-    /// error, warn, info, debug, trace, or a filter such as "info,client_agent=debug".
-    pub level: String,
-    /// auto, text or json.
-    pub format: LogFormat,
-}
-
 impl Default for Agent {
     fn default() -> Self {
         Self {
@@ -112,12 +90,6 @@ impl Default for Cache {
 impl Default for Queue {
     fn default() -> Self {
         Self { limit: ByteSize::gib(20), items_max: 10_000 }
-    }
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Auto }
     }
 }
 
@@ -148,8 +120,6 @@ impl common::settings::Settings for Settings {
         problems.require(self.agent.socket.is_absolute(), "agent.socket", "must be an absolute path");
         // The limit of a Unix socket's name is 107 bytes on Linux.
         problems.require(self.agent.socket.as_os_str().len() <= 107, "agent.socket", "must be at most 107 bytes");
-        if let Err(error) = common::telemetry::check_filter(&self.log.level) {
-            problems.add("log.level", error);
-        }
+        self.log.validate(problems);
     }
 }

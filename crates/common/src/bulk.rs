@@ -57,9 +57,9 @@ pub const DOWNLOAD_PATH: &str = "/atrium.v1.TransferService/Download";
 pub const FETCH_PATH: &str = "/atrium.peer.v1.TransferService/Fetch";
 /// Nothing may stand still for longer.
 pub const IDLE: Duration = Duration::from_secs(60);
-/// Bytes that wait between a producer and its connection: with the connection's window of 8 MiB enough to keep a fast
-/// line busy, little enough for hundreds of streams.
-pub const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that wait between a producer and its connection (one message may be larger): enough for the producer to run ahead,
+/// little enough that what waits is still in the processor's cache when it is encrypted, and for hundreds of streams.
+pub const QUEUE_BYTES: usize = 512 * 1024;
 
 /// Cuts bytes into pieces whose sizes depend on the content, for fuzzing.
 fn cut_for_tests(data: &[u8]) -> Rope {

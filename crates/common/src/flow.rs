@@ -26,6 +26,7 @@ mod progress;
 mod put;
 mod put_batch;
 mod put_tree;
+mod same;
 mod send;
 mod walk;
 

@@ -26,6 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Bulk connections of a client: one per core of a small machine, and enough to fill a gigabit line many times.
 pub const BULK_CONNECTIONS: usize = 2;
@@ -85,6 +86,7 @@ pub struct OfficeConnection {
     control: OfficeChannel,
     bulk: Arc<[OfficeChannel]>,
     next: Arc<AtomicUsize>,
+    all: Arc<Semaphore>,
     tls: Option<ClientTls>,
 }
 
@@ -127,7 +129,7 @@ impl OfficeConnection {
         let control = open(CONTROL)?;
         let count = bulk_connections.clamp(1, MAX_BULK_CONNECTIONS);
         let bulk = (0..count).map(|_| open(BULK)).collect::<Result<_>>()?;
-        Ok(Self { control, bulk, next: Arc::default(), tls: Some(tls) })
+        Ok(Self { control, bulk, next: Arc::default(), all: one(), tls: Some(tls) })
     }
 
     /// To a daemon of this machine by its Unix socket, without connecting. `absent` is the reason to give when nobody
@@ -141,7 +143,13 @@ impl OfficeConnection {
             tuning::endpoint(&address, windows)
                 .map(|e| OfficeChannel::new(e.connect_with_connector_lazy(dialer.clone()), token.clone()))
         };
-        Ok(Self { control: open(CONTROL)?, bulk: Arc::from([open(BULK)?]), next: Arc::default(), tls: None })
+        Ok(Self {
+            control: open(CONTROL)?,
+            bulk: Arc::from([open(BULK)?]),
+            next: Arc::default(),
+            all: one(),
+            tls: None,
+        })
     }
 
     /// The channel for everything but file contents.
@@ -153,6 +161,13 @@ impl OfficeConnection {
     pub fn bulk(&self) -> OfficeChannel {
         let at = self.next.fetch_add(1, Ordering::Relaxed);
         self.bulk[at % self.bulk.len()].clone()
+    }
+
+    /// The right to use all bulk connections at once, for one large transfer at a time: two that share the connections
+    /// are slower than one after the other, and need twice the memory. Waits for its turn.
+    pub async fn all_bulk(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed, so it is always given.
+        self.all.acquire().await.ok()
     }
 
     /// How many bulk connections there are at most.
@@ -192,6 +207,10 @@ impl OfficeConnection {
     pub async fn check(&self) -> Result<()> {
         self.control.ask_health().await
     }
+}
+
+fn one() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(1))
 }
 
 #[cfg(test)]

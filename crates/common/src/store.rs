@@ -38,7 +38,8 @@
 //! | in a snapshot | an unfinished file that the next one overwrites |
 //! | in a trim of the change log | a part is trimmed; the next trim goes on |
 //!
-//! Any error of the engine ends writing for good ([`Store::is_failed`], `STORE_FAILED`); reads go on with the last durable
+//! A batch for which the disk may have no room is refused with `DISK_FULL` before the engine is touched; the next one is
+//! tried again. Any error of the engine ends writing for good ([`Store::is_failed`], `STORE_FAILED`); reads go on with the last durable
 //! state as far as the engine lets them. Whether the last batch is on disk is not known then: a restart finds out.
 //!
 //! # Bounds

@@ -6,14 +6,17 @@
 mod escape;
 
 use crate::error::{Error, Reason, Result};
+use crate::settings::Problems;
 use escape::EscapingWriter;
+use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 /// Where the log goes and how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// The journal if standard error is connected to it, else text.
     #[default]
@@ -33,6 +36,36 @@ pub struct Telemetry {
     pub filter: String,
     /// Where to and how.
     pub format: Format,
+}
+
+/// The section "log" of every program's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// error, warn, info, debug, trace, or a filter such as "info,common=debug".
+    pub level: String,
+    /// auto, text or json.
+    pub format: Format,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: Format::Auto }
+    }
+}
+
+impl Log {
+    /// Reports a filter that is none.
+    pub fn validate(&self, problems: &mut Problems) {
+        if let Err(error) = check_filter(&self.level) {
+            problems.add("log.level", error);
+        }
+    }
+
+    /// What a program of this name wants of its log.
+    pub fn of(&self, program: &'static str) -> Telemetry {
+        Telemetry { program, filter: self.level.clone(), format: self.format }
+    }
 }
 
 /// Libraries below that say much at levels that we use ourselves.

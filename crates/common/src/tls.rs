@@ -10,6 +10,34 @@
 //! Certificates and CA roots are swapped at run time; open connections keep what they began with, new ones see the
 //! change ([`ServerTls::set_certificate`], [`ServerTls::set_client_cas`], [`ClientTls::set_device`]).
 
+/// The methods of a certificate verifier that are about signatures, as another verifier has them. rustls has two traits
+/// with the same three.
+macro_rules! signatures_as {
+    ($this:ident => $inner:expr) => {
+        fn verify_tls12_signature(
+            &$this,
+            message: &[u8],
+            certificate: &rustls_pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            $inner.verify_tls12_signature(message, certificate, signature)
+        }
+
+        fn verify_tls13_signature(
+            &$this,
+            message: &[u8],
+            certificate: &rustls_pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            $inner.verify_tls13_signature(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&$this) -> Vec<rustls::SignatureScheme> {
+            $inner.supported_verify_schemes()
+        }
+    };
+}
+
 mod accept;
 mod ca;
 mod client;
@@ -21,12 +49,14 @@ mod server;
 
 pub use accept::tune;
 pub use accept::{AcceptLimits, AcceptStats, Acceptor, Handshake, UnixAcceptor};
-pub use ca::{DEVICE_LIFETIME, OfficeCa, SERVER_LIFETIME, ServerCertificate, ServerKey, local_names};
+pub use ca::{
+    DEVICE_LIFETIME, OfficeCa, SERVER_LIFETIME, ServerCertificate, ServerKey, check_office_signature, local_names,
+};
 pub use client::{CapturedKey, ClientTls, DeviceCredentials, Membership, check_membership};
 pub use limits::Slot;
 pub use node::{NodeConnection, NodeTls};
 pub use peer::{Connection, PeerCredentials, PeerIdentity};
-pub use renewal::{ServerIdentity, renew_at_ms};
+pub use renewal::{ServerIdentity, renew_after_ms, renew_at_ms};
 pub use server::ServerTls;
 
 use crate::error::{Error, Reason, Result};

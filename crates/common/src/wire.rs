@@ -67,6 +67,11 @@ pub fn timestamp_from_ms(ms: u64) -> Timestamp {
     Timestamp { seconds, nanos: (ms % 1000) as i32 * 1_000_000 }
 }
 
+/// The same; none for 0, which stands for a time that is not known or has not come.
+pub fn timestamp_if_known(ms: u64) -> Option<Timestamp> {
+    (ms > 0).then(|| timestamp_from_ms(ms))
+}
+
 /// Milliseconds since 1970, rounded down.
 ///
 /// # Errors
@@ -200,6 +205,7 @@ mod tests {
         }
         assert!(ms_from_timestamp(&Timestamp { seconds: -1, nanos: 0 }, "t").is_err());
         assert_eq!(timestamp_from_ms(u64::MAX).seconds, MAX_SECONDS);
+        assert_eq!((timestamp_if_known(0), timestamp_if_known(1)), (None, Some(timestamp_from_ms(1))));
         let far = UNIX_EPOCH + Duration::from_secs(1 << 40);
         assert_eq!(timestamp_from_system(far).seconds, MAX_SECONDS);
     }

@@ -15,8 +15,8 @@ use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
 
-/// 1 GiB of content, written to a file and perhaps to a store, and buffers.
-const TOUCHED_BYTES: usize = 3 << 30;
+/// 1 GiB of content, written to a file or a store, and buffers.
+const TOUCHED_BYTES: usize = 5 << 28;
 
 /// What one system did with one work item in one round.
 #[derive(Clone, Debug, Serialize)]

@@ -123,6 +123,11 @@ impl Office {
         self.address
     }
 
+    /// Path of a program.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.path(name)
+    }
+
     /// The data directory.
     pub fn data(&self) -> PathBuf {
         self.directory.join("data")

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/backup.json     what belongs to the backup: revision, files with sizes and BLAKE3 digests
 //! DIR/backup.b3       BLAKE3 of backup.json
+//! DIR/backup.sig      signature of backup.json by the office's key: ECDSA P-256 with SHA-256, DER
 //! DIR/store-N.atr     the metadata at revision N (each record in it is checksummed by itself)
 //! DIR/chunks/         content; each chunk is verified by its digest
 //! DIR/keys/           the office's keys: whoever has them can pose as the server, so the directory is private
@@ -12,7 +13,11 @@
 //! rename, the directory is the earlier backup; what only that one needed is removed afterwards. Content is pinned before
 //! metadata is read, so that everything the metadata refers to is copied.
 //!
-//! The digests find what went bad on the medium. They do not prove who made the backup.
+//! The digests find what went bad on the medium. The signature says who made the backup: whoever restores names the
+//! office's certificate, of which every member has a copy, and gets only what this office wrote. Without it the signature is
+//! compared with the certificate in the backup itself, which finds a manifest that was changed and not who changed it. It
+//! does not help against someone who can read the backup, since the office's key is in it, nor against an older backup of
+//! the same office; the time in the manifest is shown.
 
 use super::office::{Layout, make_private};
 use super::{App, references};
@@ -23,6 +28,7 @@ use common::clock::SystemClock;
 use common::error::{Error, Reason, Result};
 use common::identity::{read_secret, write_public, write_secret};
 use common::store::Store;
+use common::tls::check_office_signature;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -33,6 +39,7 @@ use std::sync::Arc;
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "backup.json";
 const DIGEST: &str = "backup.b3";
+const SIGNATURE: &str = "backup.sig";
 /// Keys of an office. The server's own key and certificate would be made anew, but then machines that know its key
 /// would wonder.
 const KEYS: [&str; 4] = ["ca.key", "ca.pem", "server.key", "server.pem"];
@@ -118,7 +125,7 @@ pub fn write(app: &App, directory: &Path, progress: &mut dyn FnMut(Progress)) ->
         keys: copy_keys(&Layout::new(&app.settings.server.data_directory).keys(), &directory.join("keys"))?,
         segments: report.segments.clone(),
     };
-    write_manifest(directory, &manifest)?;
+    write_manifest(app, directory, &manifest)?;
     remove_older(directory, &manifest.store.name)?;
     prune_backup(&chunks, &report)?;
     Ok((manifest, done(report.copied_bytes, report.total_bytes)))
@@ -211,14 +218,19 @@ fn put_key(path: &Path, bytes: &[u8]) -> Result<()> {
     if path.extension().is_some_and(|e| e == "key") { write_secret(path, bytes) } else { write_public(path, bytes) }
 }
 
-/// The digest first: a manifest with another one's digest is refused, and the next backup mends it.
-fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<()> {
+/// Digest and signature first: a manifest with another one's is refused, and the next backup mends it.
+fn write_manifest(app: &App, directory: &Path, manifest: &Manifest) -> Result<()> {
     let text = serde_json::to_vec_pretty(manifest).map_err(|e| Error::internal("a manifest").caused_by(e))?;
     let digest = blake3::hash(&text).to_hex();
-    // Both are written to a new file, synced and renamed.
-    write_public(&directory.join(format!("{DIGEST}.new")), digest.as_bytes())?;
+    let signature = app.office.ca.sign(&text)?;
+    let fresh = |name: &str| directory.join(format!("{name}.new"));
+    // Each is written to a new file, synced and renamed.
+    write_public(&fresh(DIGEST), digest.as_bytes())?;
+    write_public(&fresh(SIGNATURE), &signature)?;
     write_public(&directory.join(MANIFEST), &text)?;
-    std::fs::rename(directory.join(format!("{DIGEST}.new")), directory.join(DIGEST))?;
+    for name in [DIGEST, SIGNATURE] {
+        std::fs::rename(fresh(name), directory.join(name))?;
+    }
     File::open(directory)?.sync_all()?;
     Ok(())
 }
@@ -238,6 +250,10 @@ fn remove_older(directory: &Path, keep: &str) -> Result<()> {
 /// # Errors
 /// `STORE_CORRUPT` if it is missing or damaged, `STORE_TOO_NEW` if a newer program wrote it.
 pub fn read_manifest(directory: &Path) -> Result<Manifest> {
+    read_manifest_text(directory).map(|(manifest, _)| manifest)
+}
+
+fn read_manifest_text(directory: &Path) -> Result<(Manifest, Vec<u8>)> {
     let path = directory.join(MANIFEST);
     let mut text = Vec::new();
     File::open(&path)
@@ -253,7 +269,29 @@ pub fn read_manifest(directory: &Path) -> Result<Manifest> {
     if manifest.format > FORMAT {
         return Err(Error::new(Reason::StoreTooNew, "the backup was written by a newer version"));
     }
-    Ok(manifest)
+    Ok((manifest, text))
+}
+
+/// Checks who wrote the manifest. Gives back whether that is proven: by the certificate that the caller trusts, and not
+/// merely by the one in the backup.
+fn check_signature(directory: &Path, manifest: &[u8], trusted: Option<&str>) -> Result<bool> {
+    // As with the digest, a crash between the renames leaves it under its other name.
+    let known = [SIGNATURE.to_owned(), format!("{SIGNATURE}.new")];
+    let signatures: Vec<Vec<u8>> = known.iter().filter_map(|name| std::fs::read(directory.join(name)).ok()).collect();
+    let own;
+    let (ca, whose) = match trusted {
+        Some(pem) => (pem, "the given certificate"),
+        None => {
+            let path = directory.join("keys/ca.pem");
+            own = std::fs::read_to_string(path).map_err(|e| damaged("keys/ca.pem cannot be read").caused_by(e))?;
+            (&own[..], "the certificate in the backup")
+        }
+    };
+    if !signatures.iter().any(|signature| check_office_signature(ca, manifest, signature).is_ok()) {
+        return Err(damaged(format!("the signature of {MANIFEST} does not fit {whose}"))
+            .why_is("another office made the backup, or someone without this office's key changed it"));
+    }
+    Ok(trusted.is_some())
 }
 
 /// What a restore found and did.
@@ -261,6 +299,9 @@ pub fn read_manifest(directory: &Path) -> Result<Manifest> {
 pub struct Restored {
     /// The backup's manifest.
     pub manifest: Manifest,
+    /// The backup is proven to be the office's: its signature fits the certificate that was given. Without one, it is only
+    /// known to be whole.
+    pub verified: bool,
     /// Records of the metadata.
     pub record_count: u64,
     /// Chunks, each compared with its digest.
@@ -270,12 +311,14 @@ pub struct Restored {
 }
 
 /// Makes a data directory of a backup and checks all of it: every digest, every record, every chunk, and that every
-/// file's content is there. Blocks. `to` must not exist or be empty; it appears whole or not at all.
+/// file's content is there. Blocks. `to` must not exist or be empty; it appears whole or not at all. `trusted` is the
+/// office's certificate (PEM), kept elsewhere than the backup; see the module for what is known without it.
 ///
 /// # Errors
 /// `STORE_CORRUPT`, `CHUNK_DAMAGED` if the backup is damaged; `FIELD_INVALID` if `to` is in use; `IO_FAILED`, `DISK_FULL`.
-pub fn restore(from: &Path, to: &Path, settings: &Settings) -> Result<Restored> {
-    let manifest = read_manifest(from)?;
+pub fn restore(from: &Path, to: &Path, settings: &Settings, trusted: Option<&str>) -> Result<Restored> {
+    let (manifest, text) = read_manifest_text(from)?;
+    let verified = check_signature(from, &text, trusted)?;
     if to.exists() && std::fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::new(Reason::FieldInvalid, format!("{} is not empty", to.display()))
             .why_is("a restore never overwrites data")
@@ -305,7 +348,13 @@ pub fn restore(from: &Path, to: &Path, settings: &Settings) -> Result<Restored> 
         .with("first", id));
     }
     let record_count = import(from, &manifest, &layout, settings)?;
-    let done = Restored { manifest, record_count, chunk_count: checked.chunk_count, chunk_bytes: checked.read_bytes };
+    let done = Restored {
+        manifest,
+        verified,
+        record_count,
+        chunk_count: checked.chunk_count,
+        chunk_bytes: checked.read_bytes,
+    };
     if to.exists() {
         std::fs::remove_dir(to)?;
     }

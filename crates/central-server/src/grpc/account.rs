@@ -10,8 +10,8 @@ use crate::app::sessions::Password;
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
 use common::model::Role;
+use common::wire::timestamp_if_known as timestamp;
 use prost::Message;
-use prost_types::Timestamp;
 use proto::v1;
 use proto::v1::account_service_server::AccountService;
 use tonic::{Request, Response, Status};
@@ -20,12 +20,6 @@ use tonic::{Request, Response, Status};
 #[derive(Clone)]
 pub struct Accounts {
     app: App,
-}
-
-/// A time as messages carry it; none for 0.
-pub(super) fn timestamp(ms: u64) -> Option<Timestamp> {
-    let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
-    (ms > 0).then_some(Timestamp { seconds, nanos: (ms % 1000) as i32 * 1_000_000 })
 }
 
 pub(super) fn user_message(user: User) -> v1::User {

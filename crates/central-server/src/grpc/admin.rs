@@ -1,12 +1,12 @@
 //! `atrium.v1.AdminService`.
 
 use super::access;
-use super::account::timestamp;
 use crate::app::caller::Caller;
 use crate::app::{App, admin, audit, backup, disk, reclaim};
 use crate::serve::Shared;
 use common::error::{Error, Reason, Result};
 use common::status::to_status;
+use common::wire::timestamp_if_known as timestamp;
 use proto::v1;
 use proto::v1::admin_service_server::AdminService;
 use std::ops::ControlFlow;

@@ -1,9 +1,9 @@
 //! `atrium.v1.DeviceService`.
 
-use super::account::timestamp;
 use super::session::caller;
 use crate::app::devices::{self, Device};
 use crate::app::{App, enrolment};
+use common::wire::timestamp_if_known as timestamp;
 use proto::v1;
 use proto::v1::device_service_server::DeviceService;
 use std::time::Duration;

@@ -1,10 +1,11 @@
 //! `atrium.v1.SessionService`.
 
-use super::account::{timestamp, user_message};
+use super::account::user_message;
 use crate::app::caller::Caller;
 use crate::app::sessions::{self, Attempt, Password, Session};
 use crate::app::{App, accounts};
 use common::error::Result;
+use common::wire::timestamp_if_known as timestamp;
 use proto::v1;
 use proto::v1::session_service_server::SessionService;
 use std::net::IpAddr;

@@ -1,6 +1,6 @@
 //! `atrium.v1.TransferService`: content in and out, without copying it.
 //!
-//! An upload's messages are handed, one at a time and at most two waiting, to one blocking thread per stream that checks
+//! An upload's messages are handed, one at a time and at most one waiting, to one blocking thread per stream that checks
 //! digests and appends. A download is filled by blocking steps of about `STEP_BYTES` while the step before is on its way
 //! to the caller. So a stream holds a few messages of content and no more.
 
@@ -8,7 +8,7 @@ use crate::app::App;
 use crate::app::caller::Caller;
 use crate::app::{disk, uploads, versions};
 use crate::grpc::file::encode_entry;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use common::bulk::{BulkHandler, DownloadEncoder, DownloadSink, MAX_BLOCK, MIN_BLOCK, Rope, UploadStream};
 use common::error::{Error, Reason, Result};
 use common::model::{ChunkId, ChunkRef, EntryPath, UploadId};
@@ -19,7 +19,12 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Content that a blocking step of a download gathers.
-const STEP_BYTES: usize = 4 * 1024 * 1024;
+const STEP_BYTES: usize = 512 * 1024;
+/// Content read at a time: what is read is encrypted soon after, and should still be in the processor's cache then. A chunk
+/// that is verified here is read in one piece.
+const PIECE_BYTES: u64 = 256 * 1024;
+/// Buffers of that size that a download remembers for reading into them again; about as many are on their way.
+const BUFFERS: usize = 8;
 /// Items that a blocking step of a download opens at most, so that many small files do not hold a thread for long.
 const STEP_ITEMS: usize = 250;
 /// Most items of a request.
@@ -27,7 +32,7 @@ const ITEMS_MAX: usize = 1000;
 /// Most ranges of an item.
 const RANGES_MAX: usize = 10_000;
 /// Messages that wait for the appending thread.
-const WAITING: usize = 2;
+const WAITING: usize = 1;
 
 /// Serves both bulk methods.
 #[derive(Clone)]
@@ -129,6 +134,43 @@ struct Download {
     verify: bool,
     block: usize,
     open: Option<Open>,
+    buffers: Buffers,
+}
+
+/// Buffers that are read into again when what was in them has been sent: fresh memory costs more than reading into it.
+#[derive(Default)]
+struct Buffers(VecDeque<Bytes>);
+
+impl Buffers {
+    /// A buffer of this size, of what content may be in it already.
+    fn take(&mut self, len: usize) -> BytesMut {
+        // The one that was sent first is free first; if it is not, the others are not either.
+        let free = match self.0.front() {
+            Some(first) if self.0.len() > BUFFERS || first.is_unique() => self.0.pop_front(),
+            _ => None,
+        };
+        match free.map(Bytes::try_into_mut) {
+            Some(Ok(mut free)) if free.capacity() >= len => {
+                free.resize(len, 0);
+                free
+            }
+            _ if len as u64 <= PIECE_BYTES / 8 => BytesMut::zeroed(len),
+            _ => {
+                let mut fresh = BytesMut::zeroed(PIECE_BYTES as usize);
+                fresh.truncate(len);
+                fresh
+            }
+        }
+    }
+
+    /// Gives the filled buffer to be sent, and remembers it.
+    fn keep(&mut self, buffer: BytesMut) -> Bytes {
+        let filled = buffer.freeze();
+        if filled.len() as u64 > PIECE_BYTES / 8 {
+            self.0.push_back(filled.clone());
+        }
+        filled
+    }
 }
 
 /// The item that is being sent.
@@ -159,6 +201,7 @@ impl Download {
             verify: !request.client_verifies,
             block,
             open: None,
+            buffers: Buffers::default(),
         })
     }
 
@@ -222,14 +265,21 @@ impl Download {
     }
 
     /// Sends what the next range wants of the chunk it begins in; gives the number of bytes, 0 at the end.
-    fn send_chunk(&self, open: &mut Open, encoder: &mut DownloadEncoder) -> Result<usize> {
+    fn send_chunk(&mut self, open: &mut Open, encoder: &mut DownloadEncoder) -> Result<usize> {
         let Some((offset, length)) = open.ranges.pop_front() else { return Ok(0) };
         let index = open.starts.partition_point(|start| *start <= offset) - 1;
         let chunk = open.chunks[index];
         // Below 4 MiB both: a chunk's length is a u32.
         let from = (offset - open.starts[index]) as u32;
-        let to = u64::from(chunk.len).min(u64::from(from) + length) as u32;
-        let data = self.app.chunks.read(&chunk.id, from..to, self.verify)?;
+        let piece = if self.verify { u64::from(chunk.len) } else { PIECE_BYTES };
+        let to = u64::from(chunk.len).min(u64::from(from) + length.min(piece)) as u32;
+        let data = if self.verify {
+            self.app.chunks.read(&chunk.id, from..to, true)?
+        } else {
+            let mut buffer = self.buffers.take((to - from) as usize);
+            self.app.chunks.read_into(&chunk.id, from, &mut buffer)?;
+            self.buffers.keep(buffer)
+        };
         let taken = data.len() as u64;
         let mut at = 0;
         while at < data.len() {

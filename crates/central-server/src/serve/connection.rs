@@ -1,5 +1,6 @@
 //! Connections: HTTP/2 with our windows, told to go when the server stops or when they are old.
 
+use super::calls::{self, Begun};
 use crate::grpc::auth::Peer;
 use crate::grpc::pipeline::Pipeline;
 use crate::settings::Grpc;
@@ -7,8 +8,9 @@ use common::tls::{Acceptor, Connection, UnixAcceptor};
 use futures_util::{Stream, StreamExt};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,25 +29,50 @@ pub(super) struct Served(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     pipeline: Pipeline,
-    http: http2::Builder<TokioExecutor>,
+    http: Http,
     max_age: Duration,
     open: TaskTracker,
     drain: CancellationToken,
     abort: CancellationToken,
 }
 
+/// How HTTP/2 is spoken.
+#[derive(Debug)]
+struct Http {
+    stream_window: u32,
+    connection_window: u32,
+    max_frame: u32,
+    max_streams: u32,
+    keepalive_interval: Duration,
+    keepalive_timeout: Duration,
+}
+
+impl Http {
+    fn builder(&self, begun: Begun) -> http2::Builder<Begun> {
+        let mut http = http2::Builder::new(begun);
+        http.timer(TokioTimer::new())
+            .initial_stream_window_size(self.stream_window)
+            .initial_connection_window_size(self.connection_window)
+            .max_frame_size(self.max_frame)
+            .max_concurrent_streams(self.max_streams)
+            .keep_alive_interval(self.keepalive_interval)
+            .keep_alive_timeout(self.keepalive_timeout)
+            .max_header_list_size(HEADERS_MAX);
+        http
+    }
+}
+
 impl Served {
     pub(super) fn new(pipeline: Pipeline, settings: &Grpc) -> Self {
         let window = |bytes: u64| u32::try_from(bytes).unwrap_or(i32::MAX as u32).min(i32::MAX as u32);
-        let mut http = http2::Builder::new(TokioExecutor::new());
-        http.timer(TokioTimer::new())
-            .initial_stream_window_size(window(settings.stream_window.bytes()))
-            .initial_connection_window_size(window(settings.connection_window.bytes()))
-            .max_frame_size(window(settings.max_frame.bytes()))
-            .max_concurrent_streams(settings.max_streams)
-            .keep_alive_interval(settings.keepalive_interval.get())
-            .keep_alive_timeout(settings.keepalive_timeout.get())
-            .max_header_list_size(HEADERS_MAX);
+        let http = Http {
+            stream_window: window(settings.stream_window.bytes()),
+            connection_window: window(settings.connection_window.bytes()),
+            max_frame: window(settings.max_frame.bytes()),
+            max_streams: settings.max_streams,
+            keepalive_interval: settings.keepalive_interval.get(),
+            keepalive_timeout: settings.keepalive_timeout.get(),
+        };
         Self(Arc::new(Inner {
             pipeline,
             http,
@@ -97,14 +124,19 @@ impl Served {
             let (pipeline, peer) = (pipeline.clone(), peer.clone());
             async move { Ok::<_, Infallible>(pipeline.call(&peer, request).await) }
         });
-        let mut http = pin!(self.0.http.serve_connection(TokioIo::new(connection), service));
-        let outcome = tokio::select! {
-            outcome = http.as_mut() => outcome,
-            () = self.leave() => {
+        let begun = Begun::default();
+        let http = self.0.http.builder(begun.clone()).serve_connection(TokioIo::new(connection), service);
+        let mut http = pin!(http);
+        let mut leave = pin!(self.leave());
+        let mut leaving = false;
+        let connection = poll_fn(|cx| {
+            if !leaving && leave.as_mut().poll(cx).is_ready() {
+                leaving = true;
                 http.as_mut().graceful_shutdown();
-                http.await
             }
-        };
+            http.as_mut().poll(cx)
+        });
+        let outcome = calls::drive(pin!(connection), &begun).await;
         if let Err(error) = outcome {
             // Peers go away without a word all the time.
             tracing::debug!(%error, "connection ended");

@@ -7,6 +7,7 @@ use central_server::Settings;
 use central_server::app::{backup, sessions};
 use common::error::{Error, Reason};
 use common::model::{ChunkId, Role, UploadId};
+use common::tls::OfficeCa;
 use proto::v1;
 use proto::v1::admin_service_client::AdminServiceClient;
 use std::path::Path;
@@ -24,7 +25,7 @@ async fn take(server: &TestServer, directory: &Path) -> Result<v1::BackupRespons
 
 /// The restore is for a thread that may block.
 fn restore(from: &Path, to: &Path, settings: &Settings) -> Result<backup::Restored, Error> {
-    tokio::task::block_in_place(|| backup::restore(from, to, settings))
+    tokio::task::block_in_place(|| backup::restore(from, to, settings, None))
 }
 
 fn store_chunk(server: &TestServer, content: &'static [u8]) -> ChunkId {
@@ -79,7 +80,7 @@ async fn a_damaged_backup_is_refused_and_leaves_nothing() {
     server.stop().await;
     let manifest = backup::read_manifest(&to).unwrap();
     let segment = format!("chunks/{}", manifest.segments.iter().find(|s| s.ends_with(".seg")).unwrap());
-    for file in ["backup.json", &manifest.store.name, "keys/ca.pem", &segment] {
+    for file in ["backup.json", "backup.sig", &manifest.store.name, "keys/ca.pem", &segment] {
         let path = to.join(file);
         let good = std::fs::read(&path).unwrap();
         let mut bad = good.clone();
@@ -130,4 +131,42 @@ async fn a_scrub_reads_everything_and_reclaiming_frees_what_nobody_needs() {
     let pass = admin.reclaim_space(v1::ReclaimSpaceRequest {}).await.unwrap().into_inner();
     assert_eq!((pass.candidate_count, pass.removed_count), (2, 0), "both are under a lease or were seen in this epoch");
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_known_by_the_offices_signature() {
+    let server = TestServer::start().await;
+    let ca = server.running.ca_pem().to_owned();
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("backup");
+    take(&server, &to).await.unwrap();
+    server.stop().await;
+    let restore = |trusted: Option<&str>| {
+        let fresh = tempfile::tempdir().unwrap();
+        let data = fresh.path().join("data");
+        tokio::task::block_in_place(|| backup::restore(&to, &data, &settings(fresh.path()), trusted))
+    };
+    assert!(restore(Some(&ca)).unwrap().verified);
+    assert!(!restore(None).unwrap().verified, "whole, but nobody said whose it must be");
+    let stranger = OfficeCa::create("another", 1_700_000_000_000).unwrap();
+    let error = restore(Some(stranger.ca_pem())).unwrap_err();
+    assert!(error.is(Reason::StoreCorrupt) && error.message().contains("signature"), "{error:?}");
+    // Certificates of both offices: one that fits is enough, as while a CA is replaced.
+    assert!(restore(Some(&format!("{}{ca}", stranger.ca_pem()))).unwrap().verified);
+
+    // Somebody changes it, makes all digests fit, and signs it with a key of their own.
+    let text = std::fs::read_to_string(to.join("backup.json")).unwrap();
+    let forged = text.replace("\"office\":", "\"office\" :");
+    assert_ne!(forged, text);
+    std::fs::write(to.join("backup.json"), &forged).unwrap();
+    std::fs::write(to.join("backup.b3"), blake3::hash(forged.as_bytes()).to_hex().as_bytes()).unwrap();
+    for trusted in [None, Some(&ca[..])] {
+        assert!(restore(trusted).unwrap_err().is(Reason::StoreCorrupt), "the old signature");
+    }
+    std::fs::write(to.join("backup.sig"), stranger.sign(forged.as_bytes()).unwrap()).unwrap();
+    for trusted in [None, Some(&ca[..])] {
+        assert!(restore(trusted).unwrap_err().is(Reason::StoreCorrupt), "a stranger's signature");
+    }
+    std::fs::remove_file(to.join("backup.sig")).unwrap();
+    assert!(restore(None).unwrap_err().is(Reason::StoreCorrupt), "no signature");
 }

@@ -14,6 +14,7 @@ mod fixture;
 mod frame;
 mod history;
 mod hostile;
+mod limits;
 mod membership;
 mod model;
 mod program;

@@ -72,7 +72,12 @@ impl TestServer {
     /// A new user of this role, signed in.
     pub async fn user(&self, name: &str, role: Role) -> OfficeConnection {
         let token = self.token(name, role).await;
-        OfficeConnection::lazy(&self.options().token(token)).unwrap()
+        self.with_token(&token)
+    }
+
+    /// Calls under this token.
+    pub fn with_token(&self, token: &str) -> OfficeConnection {
+        OfficeConnection::lazy(&self.options().token(token.to_owned())).unwrap()
     }
 
     /// A machine that has just joined.

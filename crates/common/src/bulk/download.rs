@@ -22,11 +22,11 @@ pub const MAX_DOWNLOAD_MESSAGE: usize = 8 * 1024 * 1024;
 pub const MAX_PARTS: usize = 16_384;
 
 /// Messages are sent once they hold this much.
-const FULL_BYTES: usize = 1024 * 1024;
+const FULL_BYTES: usize = 256 * 1024;
 /// ... or this many parts.
 const FULL_PARTS: usize = 4096;
 /// A block does not join a message that it would make larger than this.
-const OVERFULL_BYTES: usize = FULL_BYTES + FULL_BYTES / 4;
+const OVERFULL_BYTES: usize = MAX_BLOCK + MAX_BLOCK / 4;
 /// Chunks written into one header: less than 1 MiB, so that any generated client takes it.
 const HEADER_CHUNKS: usize = 16_384;
 
@@ -186,7 +186,7 @@ fn decode_trailer(content: &Rope) -> Result<Part> {
     Ok(Part::Trailer { manifest_digest, sent_bytes: trailer.sent_bytes })
 }
 
-/// Packs parts into messages of about 1 MiB.
+/// Packs parts into messages of about 256 KiB, or one block if that is larger.
 #[derive(Debug)]
 pub struct DownloadEncoder {
     block: usize,

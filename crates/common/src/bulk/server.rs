@@ -51,7 +51,7 @@ pub trait BulkHandler: Send + Sync + 'static {
 pub struct BulkSettings {
     /// Nothing may stand still for longer; 60 s unless told.
     pub idle: Duration,
-    /// Bytes that wait between a handler and its connection; 4 MiB unless told.
+    /// Bytes that wait between a handler and its connection; 512 KiB unless told.
     pub queue_bytes: usize,
     /// Largest request for a download; 1,000 items with paths of 4 KiB and many ranges fit into the default of 8 MiB.
     pub max_request_bytes: usize,

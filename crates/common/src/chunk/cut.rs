@@ -25,7 +25,7 @@ pub const CHUNK_MAX: usize = MAX_CHUNK_BYTES;
 /// last cut is copied into the next block. A chunk keeps its whole block in memory.
 const BLOCKS: [usize; 3] = [64 << 10, 2 << 20, 8 << 20];
 /// Blocks kept for reuse when all their chunks are gone: fresh memory costs as much as reading the file into it.
-const SPARE_BLOCKS: usize = 3;
+const SPARE_BLOCKS: usize = 2;
 
 /// A chunk of content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl ChunkedPiece {
     }
 }
 
-/// Cuts and hashes what a reader gives, on the caller's thread. Holds one block of 8 MiB, and up to three more that wait
+/// Cuts and hashes what a reader gives, on the caller's thread. Holds one block of 8 MiB, and up to two more that wait
 /// for their chunks to be dropped. After an error it ends.
 pub struct Chunker<R>(Cutter<R>);
 
@@ -102,42 +102,61 @@ impl<R: Read> Cutter<R> {
     }
 
     fn read_block(&mut self) -> io::Result<()> {
-        let size = BLOCKS[self.blocks_read.min(BLOCKS.len() - 1)];
+        let last = BLOCKS.len() - 1;
+        let size = BLOCKS[self.blocks_read.min(last)].max(self.data.len() + BLOCKS[0]);
+        let large = self.blocks_read >= last;
         self.blocks_read += 1;
-        let mut block = self.take_block(size);
-        block.extend_from_slice(&self.data);
-        let room = (size.max(self.data.len() + BLOCKS[0]) - self.data.len()) as u64;
-        let got = self.reader.by_ref().take(room).read_to_end(&mut block)?;
-        self.end = (got as u64) < room;
-        self.data = Bytes::new();
-        let old = std::mem::replace(&mut self.block, Bytes::from(block));
-        if old.len() >= BLOCKS[BLOCKS.len() - 1] / 2 {
+        let kept = self.data.len();
+        let (block, filled) = if large {
+            let mut block = self.take_block(size);
+            block[..kept].copy_from_slice(&self.data);
+            let filled = fill(&mut self.reader, &mut block, kept)?;
+            self.end = filled < block.len();
+            (block.freeze(), filled)
+        } else {
+            let mut block = Vec::with_capacity(size);
+            block.extend_from_slice(&self.data);
+            let room = (size - kept) as u64;
+            let got = self.reader.by_ref().take(room).read_to_end(&mut block)?;
+            self.end = (got as u64) < room;
+            (Bytes::from(block), kept + got)
+        };
+        self.data = block.slice(..filled);
+        let old = std::mem::replace(&mut self.block, block);
+        if large && old.len() >= BLOCKS[last] {
             self.spare.push_back(old);
             if self.spare.len() > SPARE_BLOCKS {
                 self.spare.pop_front();
             }
         }
-        self.data = self.block.clone();
         Ok(())
     }
 
-    /// An empty block, an old one if there is one that nobody looks at any more.
-    fn take_block(&mut self, size: usize) -> Vec<u8> {
+    /// A block to read into, an old one if there is one that nobody looks at any more. All of it is initialized, so that
+    /// reading writes each byte once.
+    fn take_block(&mut self, size: usize) -> BytesMut {
         for _ in 0..self.spare.len() {
             match self.spare.pop_front().map(Bytes::try_into_mut) {
-                Some(Ok(mut free)) if size == BLOCKS[BLOCKS.len() - 1] => {
-                    BytesMut::clear(&mut free);
-                    let block = Vec::from(free);
-                    if block.capacity() >= size {
-                        return block;
-                    }
-                }
+                Some(Ok(free)) if free.len() >= size => return free,
                 Some(Err(used)) => self.spare.push_back(used),
                 _ => {}
             }
         }
-        Vec::with_capacity(size)
+        BytesMut::zeroed(size)
     }
+}
+
+/// Reads from position `at` of the block until it is full or all has been read; gives the position reached.
+fn fill(reader: &mut impl Read, block: &mut [u8], mut at: usize) -> io::Result<usize> {
+    while at < block.len() {
+        match reader.read(&mut block[at..]) {
+            Ok(0) => break,
+            Ok(got) => at += got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(at)
 }
 
 impl<R: Read> Iterator for Cutter<R> {

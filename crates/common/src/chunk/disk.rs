@@ -82,6 +82,14 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// As the file system says.
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+    /// Fills a buffer with the bytes from `offset` on; `UnexpectedEof` if the file ends before.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn read_into(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        buffer.copy_from_slice(&self.read_at(offset, buffer.len())?);
+        Ok(())
+    }
     /// Writes all slices one after the other.
     ///
     /// # Errors
@@ -235,6 +243,17 @@ impl DiskFile for OsFile {
             }
         }
         Ok(out)
+    }
+
+    fn read_into(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut at = 0;
+        while at < buffer.len() {
+            match retry(|| rustix::io::pread(&self.0, &mut buffer[at..], offset + at as u64))? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                got => at += got,
+            }
+        }
+        Ok(())
     }
 
     fn write_at(&self, mut offset: u64, data: &mut [IoSlice<'_>]) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Chunking on two threads of its own: one reads and cuts, one hashes.
 //!
-//! Both queues are bounded, so that at most 8 pieces (32 MiB) wait and a consumer that stops taking stops the reading.
+//! Both queues are bounded, so that at most 2 pieces (8 MiB) wait and a consumer that stops taking stops the reading.
 //! Dropping the consumer's end ends both threads at their next piece.
 
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::cut::{ChunkedPiece, Cutter};
 
 /// Pieces that wait between two stages.
-const QUEUE: usize = 4;
+const QUEUE: usize = 1;
 
 enum Step<T> {
     Piece(T),

@@ -20,10 +20,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use super::disk::{Disk, DiskFile};
+use super::disk::{Disk, DiskFile, write_whole};
 use super::format::{
     DamagedRecord, IndexFile, RECORD_ALIGN, RECORD_HEADER, RecordHeader, RecordKind, SEGMENT_HEADER, SegmentHeader,
-    SegmentId, decode_damaged,
+    SegmentId, decode_damaged, encode_damaged,
 };
 use super::index::{Entry, Index};
 use super::segment::{Segment, Segments, parse_name, read_index, scan, segment_name};
@@ -220,20 +220,35 @@ impl Recovery {
         Ok(None)
     }
 
+    /// Joins the list of damaged records with what was found now, and writes it anew if it lacks some of that: a segment
+    /// that was read through is sealed from here on and not read through again, and its damaged record of a chunk must
+    /// not be preferred to a whole one by the next opening.
     fn load_damaged(&mut self) -> Result<()> {
+        let listed = self.listed_damaged()?;
+        let lacks = !self.found.damaged.iter().all(|d| listed.contains(d));
+        self.found.damaged.extend(listed);
+        if lacks && self.repair {
+            let list: Vec<DamagedRecord> = self.found.damaged.iter().copied().collect();
+            if let Err(error) = write_whole(self.disk.as_ref(), DAMAGED_NAME, &encode_damaged(&list)) {
+                tracing::warn!(%error, "the list of damaged chunks could not be written");
+            }
+        }
+        Ok(())
+    }
+
+    fn listed_damaged(&self) -> Result<BTreeSet<DamagedRecord>> {
         let file = match self.disk.open(DAMAGED_NAME) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
             Err(e) => return Err(e.into()),
         };
-        // The list only spares a second discovery; if it is not whole, reads and scrubs find the same again.
+        // If it is not whole, reads and scrubs find the same again.
         let len = file.len()?.min(16 << 20) as usize;
         let Some(list) = decode_damaged(&file.read_at(0, len)?) else {
             tracing::warn!("the list of damaged chunks is not whole; it is begun anew");
-            return Ok(());
+            return Ok(BTreeSet::new());
         };
-        self.found.damaged.extend(list.into_iter().filter(|d| self.found.segments.get(d.segment).is_some()));
-        Ok(())
+        Ok(list.into_iter().filter(|d| self.found.segments.get(d.segment).is_some()).collect())
     }
 
     fn index(&mut self, segment: &Segment) -> Result<()> {

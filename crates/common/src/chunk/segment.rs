@@ -230,6 +230,12 @@ impl Segments {
         self.file(id)?.read_at(at, len as usize)
     }
 
+    /// Fills a buffer with content bytes from `from` on of the record at `offset`.
+    pub fn read_into(&self, id: SegmentId, offset: u32, from: u32, buffer: &mut [u8]) -> io::Result<()> {
+        let at = u64::from(offset) + RECORD_HEADER as u64 + u64::from(from);
+        self.file(id)?.read_into(at, buffer)
+    }
+
     /// All records of a segment: from memory, from its index file, or by reading the segment's headers.
     pub fn records(&self, segment: &Segment) -> io::Result<Vec<RecordHeader>> {
         if let Some(open) = segment.open.lock().as_ref() {

@@ -389,6 +389,36 @@ impl ChunkStore {
     /// # Errors
     /// `CHUNK_DAMAGED` if it does not match or is not there; `RANGE_INVALID`; `IO_FAILED`.
     pub fn read(&self, id: &ChunkId, range: Range<u32>, verify: bool) -> Result<Bytes> {
+        self.read_by(id, &range, |segments, entry| {
+            let (from, len) = if verify { (0, entry.len) } else { (range.start, range.end - range.start) };
+            let bytes = Bytes::from(segments.read(entry.segment, entry.offset, from, len)?);
+            Ok(if !verify {
+                Some(bytes)
+            } else {
+                (ChunkId::of(&bytes) == *id).then(|| bytes.slice(range.start as usize..range.end as usize))
+            })
+        })
+    }
+
+    /// Fills a buffer with the bytes of a chunk from `from` on, unverified. Blocks. For those whose readers verify, and
+    /// who have a buffer to use again.
+    ///
+    /// # Errors
+    /// As [`ChunkStore::read`].
+    pub fn read_into(&self, id: &ChunkId, from: u32, buffer: &mut [u8]) -> Result<()> {
+        let end = u32::try_from(buffer.len()).ok().and_then(|len| from.checked_add(len)).unwrap_or(u32::MAX);
+        self.read_by(id, &(from..end), |segments, entry| {
+            segments.read_into(entry.segment, entry.offset, from, buffer).map(Some)
+        })
+    }
+
+    /// Reads by `read`, which gives `None` for content that is not the chunk's.
+    fn read_by<T>(
+        &self,
+        id: &ChunkId,
+        range: &Range<u32>,
+        mut read: impl FnMut(&Segments, &Entry) -> io::Result<Option<T>>,
+    ) -> Result<T> {
         let core = &*self.core;
         for _ in 0..READ_TRIES {
             let Some(entry) = core.index.get(id) else {
@@ -402,16 +432,10 @@ impl ChunkStore {
             if entry.damaged {
                 return Err(damaged(id));
             }
-            let (from, len) = if verify { (0, entry.len) } else { (range.start, range.end - range.start) };
-            let read = core.segments.read(entry.segment, entry.offset, from, len);
-            // Compaction may have moved the chunk and removed the segment in between.
-            let moved = |core: &Core| core.index.get(id).is_none_or(|e| !e.is_at(entry.segment, entry.offset));
-            match read {
-                Ok(bytes) if !verify => return Ok(Bytes::from(bytes)),
-                Ok(bytes) if ChunkId::of(&bytes) == *id => {
-                    return Ok(Bytes::from(bytes).slice(range.start as usize..range.end as usize));
-                }
-                _ if moved(core) => {}
+            match read(&core.segments, &entry) {
+                Ok(Some(found)) => return Ok(found),
+                // Compaction has moved the chunk and removed the segment in between.
+                _ if core.index.get(id).is_none_or(|e| !e.is_at(entry.segment, entry.offset)) => {}
                 Err(error) if !is_media_error(&error) => return Err(error.into()),
                 _ => {
                     core.mark_damaged(DamagedRecord { segment: entry.segment, offset: entry.offset, id: *id });

@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Chunks that are being verified and used at a time: 16 MiB at most.
-const CHECKING: usize = 4;
+/// Chunks that are being verified and used at a time: 8 MiB at most.
+const CHECKING: usize = 2;
 /// Ranges of one request; the server takes more.
 const MAX_RANGES: usize = 1000;
 

@@ -130,6 +130,7 @@ async fn fetch_parallel(
     if total < PARALLEL_FROM {
         return fetch(link, source, missing, &write, |_, _| async { Ok(()) }).await;
     }
+    let _all = link.connection.all_bulk().await;
     let connections = link.connection.bulk_count();
     let segment = SEGMENT.min(total.div_ceil(connections as u64));
     let segments = Mutex::new(segments(missing, segment));

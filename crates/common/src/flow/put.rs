@@ -5,7 +5,8 @@ use super::link::Link;
 use super::local::{LocalFile, PositionReader, blocking, changed, local_error};
 use super::options::{Expect, PutOptions};
 use super::progress::{Event, Progress, Tracker};
-use super::send::{Piece, Pieces, Placed, make_sure, send_again, send_all};
+use super::same::Same;
+use super::send::{Piece, Pieces, Placed, make_sure, read_chunk, send_again, send_all};
 use crate::chunk::{ChunkedPiece, Chunker, ParallelChunker};
 use crate::error::{Error, Reason, Result};
 use crate::model::{ChunkId, ChunkRef, EntryPath, UploadId, manifest_digest};
@@ -25,6 +26,8 @@ const FIRST_WINDOW: usize = 8;
 const WINDOW: usize = 48;
 /// ... or about so many bytes, because the chunks are held until the answer.
 const WINDOW_BYTES: u64 = 48 * 1024 * 1024;
+/// Chunks that are known to be the same are asked about so many at a time: about 1 GiB.
+const SAME_WINDOW: usize = 1024;
 /// A file that changes while it is read is read again so many times.
 const RESTARTS: u32 = 3;
 /// Commits that say that chunks are missing, which are then sent again.
@@ -135,10 +138,12 @@ impl<'a> Put<'a> {
         let tracker = self.link.tracker;
         let size = file.stamp.size;
         tracker.correct(counted, size);
-        let connections = if size >= PARALLEL_FROM { self.link.connection.bulk_count() } else { 1 };
+        let all = if size >= PARALLEL_FROM { self.link.connection.all_bulk().await } else { None };
+        let connections = if all.is_some() { self.link.connection.bulk_count() } else { 1 };
         let sent = send_all(self.link, self.upload, connections, |pieces| self.produce(file.clone(), pieces));
         let (manifest, lost) = sent.await?;
         make_sure(self.link, self.upload, connections, &file, lost).await?;
+        drop(all);
         let checked = file.clone();
         blocking(move || checked.check_unchanged()).await?;
         if self.options.skip_unchanged
@@ -159,12 +164,13 @@ impl<'a> Put<'a> {
             seen: HashSet::new(),
             held: Vec::new(),
             held_bytes: 0,
+            same: Vec::new(),
+            file: file.clone(),
             window: FIRST_WINDOW,
             size: 0,
         };
-        let whole = file.clone();
-        let read_failed = |e| local_error(&file.path, "read", e);
         if file.stamp.size <= WHOLE {
+            let whole = file.clone();
             let all = blocking(move || {
                 // One byte more than expected shows that the file has grown.
                 let reader = PositionReader { file: whole.clone(), position: 0 }.take(whole.stamp.size + 1);
@@ -174,17 +180,51 @@ impl<'a> Put<'a> {
                 out.piece(piece).await?;
             }
         } else {
-            let reader = PositionReader { file: whole.clone(), position: 0 }.take(whole.stamp.size + 1);
-            let mut chunker = ParallelChunker::new(reader).map_err(read_failed)?;
-            while let Some(piece) = chunker.recv().await {
-                out.piece(piece.map_err(read_failed)?).await?;
-            }
+            self.produce_large(&file, &mut out).await?;
         }
         out.ask().await?;
         if out.size != file.stamp.size {
             return Err(changed(&file.path));
         }
         Ok(out.manifest)
+    }
+
+    /// Cuts what the server's present file does not say already.
+    async fn produce_large(&self, file: &Arc<LocalFile>, out: &mut Producer<'_>) -> Result<()> {
+        let mut same = self.same(file).await;
+        loop {
+            if let Some(same) = &mut same {
+                loop {
+                    let run = same.from(out.size).await?;
+                    if run.is_empty() {
+                        break;
+                    }
+                    run.into_iter().for_each(|chunk| out.same(chunk));
+                    if out.same.len() >= SAME_WINDOW {
+                        out.ask_same().await?;
+                    }
+                }
+            }
+            let read_failed = |e| local_error(&file.path, "read", e);
+            let reader = PositionReader { file: file.clone(), position: out.size };
+            // One byte more than expected shows that the file has grown.
+            let reader = reader.take((file.stamp.size + 1).saturating_sub(out.size));
+            let mut chunker = ParallelChunker::new(reader).map_err(read_failed)?;
+            loop {
+                let Some(piece) = chunker.recv().await else { return Ok(()) };
+                out.piece(piece.map_err(read_failed)?).await?;
+                if same.as_mut().is_some_and(|s| s.resumes_at(out.size)) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The present file's manifest to compare with, if there is one. It only saves work: without it everything is cut.
+    async fn same(&self, file: &Arc<LocalFile>) -> Option<Same> {
+        let present = self.present.as_ref().filter(|p| p.size_bytes > WHOLE)?;
+        let manifest = self.link.manifest(self.to, present.version).await.ok()?;
+        Some(Same::new(file.clone(), manifest))
     }
 
     async fn commit(&self, file: &Arc<LocalFile>, manifest: &[ChunkRef], connections: usize) -> Result<v1::Entry> {
@@ -248,6 +288,9 @@ struct Producer<'a> {
     /// Chunks about which the server is to be asked.
     held: Vec<ChunkedPiece>,
     held_bytes: u64,
+    /// Chunks that the server's present file has too, so that the answer is known but for accidents.
+    same: Vec<Placed>,
+    file: Arc<LocalFile>,
     window: usize,
     size: u64,
 }
@@ -274,7 +317,20 @@ impl Producer<'_> {
         Ok(())
     }
 
+    /// Takes a chunk that is the same at the server, without its content.
+    fn same(&mut self, chunk: ChunkRef) {
+        let placed = Placed { chunk, offset: self.size };
+        self.size += u64::from(chunk.len);
+        self.manifest.push(chunk);
+        if self.seen.insert(chunk.id) {
+            self.same.push(placed);
+        } else {
+            self.put.link.tracker.done(u64::from(chunk.len), 0);
+        }
+    }
+
     async fn ask(&mut self) -> Result<()> {
+        self.ask_same().await?;
         if self.held.is_empty() {
             return Ok(());
         }
@@ -289,6 +345,28 @@ impl Producer<'_> {
                 self.hand_over(piece).await?;
             } else {
                 link.tracker.done(u64::from(piece.chunk.len), 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes these chunks part of the upload; one that the server has lost meanwhile is sent.
+    async fn ask_same(&mut self) -> Result<()> {
+        let same = std::mem::take(&mut self.same);
+        if same.is_empty() {
+            return Ok(());
+        }
+        let chunks: Vec<ChunkRef> = same.iter().map(|p| p.chunk).collect();
+        let link = self.put.link;
+        let missing = link.find_missing(self.put.upload, &chunks, &self.put.bases).await?;
+        let missing: HashSet<usize> = missing.into_iter().collect();
+        for (n, placed) in same.into_iter().enumerate() {
+            if missing.contains(&n) {
+                let data = read_chunk(&self.file, placed).await?;
+                let gone = |_| Error::new(Reason::Cancelled, "the sending side of an upload has ended");
+                self.pieces.send(Piece { placed, data }).await.map_err(gone)?;
+            } else {
+                link.tracker.done(u64::from(placed.chunk.len), 0);
             }
         }
         Ok(())

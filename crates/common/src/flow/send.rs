@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
 
 /// Chunks that wait for a connection.
-const WAITING: usize = 2;
+const WAITING: usize = 1;
 
 /// Where a chunk is in the local file.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +142,11 @@ pub(super) async fn send_again(
     send_all(link, upload, connections, produce).await.map(|((), lost)| lost)
 }
 
-async fn read_chunk(file: &Arc<LocalFile>, placed: Placed) -> Result<Rope> {
+/// A chunk's content, read from the file again.
+///
+/// # Errors
+/// `LOCAL_FILE_CHANGED` if there is other content now.
+pub(super) async fn read_chunk(file: &Arc<LocalFile>, placed: Placed) -> Result<Rope> {
     let file = file.clone();
     blocking(move || {
         let data = file.read_at(placed.offset, placed.chunk.len as usize)?;

@@ -27,8 +27,9 @@ pub struct Windows {
 
 /// For control calls: they are small.
 pub const CONTROL: Windows = Windows { stream: 1024 * 1024, connection: 2 * 1024 * 1024 };
-/// For file contents: 400 MB/s at 10 ms delay.
-pub const BULK: Windows = Windows { stream: 4 * 1024 * 1024, connection: 8 * 1024 * 1024 };
+/// For file contents: 200 MB/s at 10 ms delay on each of a client's connections. What a receiver cannot keep up with waits
+/// in its memory, so this bounds a server with many clients.
+pub const BULK: Windows = Windows { stream: 2 * 1024 * 1024, connection: 4 * 1024 * 1024 };
 
 pub(super) fn endpoint(address: &ServerAddress, windows: Windows) -> Result<Endpoint> {
     let not_made = |e| Error::internal("the connection could not be prepared").caused_by(e);

@@ -165,7 +165,9 @@ fn run_group(shared: &Shared, engine: &Arc<Guarded>, first: Box<dyn Job>) {
             // Also those that failed by themselves or only read: what they saw has not become true.
             let full = error.is(Reason::DiskFull);
             for (job, _) in done {
-                job.answer(Err(if full {
+                job.answer(Err(if !engine.has_failed() {
+                    engine::no_room()
+                } else if full {
                     Error::new(Reason::DiskFull, "the store's disk is full")
                         .fix_is("free space, then restart the server")
                 } else {
@@ -227,6 +229,7 @@ fn apply(shared: &Shared, engine: &Guarded, mut group: Group, old: Meta) -> Resu
         batch.push((key, now));
     }
     batch.push((Bytes::from_static(META_KEY), Some(record::seal(META_KEY, &meta.encode()))));
+    engine.require_room(&batch)?;
     let before: Layer = BTreeMap::from_iter(before);
 
     let frozen = shared.visible.read().frozen.clone();

@@ -21,6 +21,9 @@ use crate::error::{Error, Reason, Result};
 /// One change of a batch: the key, and the new value or nothing.
 pub(super) type Write = (Bytes, Option<Bytes>);
 
+/// Free bytes that an engine finds at least: what it adds to its files at a time, several times over.
+const ROOM: u64 = 8 << 20;
+
 /// What takes records of a scan, until it breaks.
 pub(super) type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
@@ -76,6 +79,10 @@ pub(super) trait Engine: Send + Sync {
     fn apply(&self, batch: &[Write]) -> EngineResult<()>;
     /// Bytes on disk (in memory, for the memory engine).
     fn disk_bytes(&self) -> EngineResult<u64>;
+    /// Where its files are, if it has any.
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
     /// Writes out what is left. No other call follows.
     fn close(&self) -> EngineResult<()>;
 }
@@ -156,6 +163,20 @@ impl Guarded {
         self.call("apply", |e| e.apply(batch))
     }
 
+    /// Refuses a batch for which there may be no room, before the engine is touched: an engine that runs into a full disk
+    /// has failed for good, one that was not asked goes on as soon as there is room.
+    pub fn require_room(&self, batch: &[Write]) -> Result<()> {
+        let Some(directory) = self.engine.directory() else { return Ok(()) };
+        // A file system that does not tell is no reason to refuse.
+        let Ok(stat) = rustix::fs::statvfs(directory) else { return Ok(()) };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let bytes: usize = batch.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len)).sum();
+        if free >= ROOM.saturating_add(4 * bytes as u64) {
+            return Ok(());
+        }
+        Err(no_room().with("free_bytes", free))
+    }
+
     pub fn disk_bytes(&self) -> Result<u64> {
         self.call("stats", |e| e.disk_bytes())
     }
@@ -163,6 +184,13 @@ impl Guarded {
     pub fn close(&self) -> Result<()> {
         self.call("close", |e| e.close())
     }
+}
+
+/// What callers get while there is no room for changes.
+pub(super) fn no_room() -> Error {
+    Error::new(Reason::DiskFull, "the disk has no room for changes of the store")
+        .why_is("the disk is full; nothing was changed")
+        .fix_is("an administrator must free or add space; the server then goes on by itself")
 }
 
 /// What callers get once the engine has failed.

@@ -11,9 +11,10 @@
 use super::{SERVER_NAME, certificates_of, spki_sha256};
 use crate::error::{Error, Reason, Result};
 use crate::identity::{DeviceRequest, random_bytes, read_secret, write_public, write_secret};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
 };
 use rustls_pki_types::CertificateDer;
 use std::collections::BTreeSet;
@@ -126,6 +127,15 @@ impl OfficeCa {
     /// The office's name, as it is in the certificate.
     pub fn office(&self) -> &str {
         &self.office
+    }
+
+    /// Signs a file that this office has made: ECDSA P-256 with SHA-256, in DER. What is signed must not be mistakable for
+    /// a certificate; JSON, for one, never is.
+    ///
+    /// # Errors
+    /// INTERNAL.
+    pub fn sign(&self, content: &[u8]) -> Result<Vec<u8>> {
+        self.key.sign(content).map_err(not_made)
     }
 
     /// End of the CA's life.
@@ -364,6 +374,23 @@ fn set_life(params: &mut CertificateParams, now_ms: u64, life: Duration, at_most
     // Positive, and never shorter for leading zeros.
     serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
+}
+
+/// Checks a signature of [`OfficeCa::sign`] with the office's certificate (PEM; several may follow one another, of which
+/// one must fit). Anyone can do the same: `openssl dgst -sha256 -verify`.
+///
+/// # Errors
+/// CERTIFICATE_INVALID if the certificates cannot be read, or none of them fits.
+pub fn check_office_signature(ca_pem: &str, content: &[u8], signature: &[u8]) -> Result<()> {
+    for certificate in certificates_of(ca_pem)? {
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(&certificate) else { continue };
+        let key = parsed.public_key().subject_public_key.data.as_ref();
+        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key);
+        if key.verify(content, signature).is_ok() {
+            return Ok(());
+        }
+    }
+    Err(Error::new(Reason::CertificateInvalid, "the signature is not of this office"))
 }
 
 fn generate_p256() -> Result<KeyPair> {

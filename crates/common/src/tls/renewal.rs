@@ -22,6 +22,12 @@ pub fn renew_at_ms(not_before_ms: u64, not_after_ms: u64) -> u64 {
     not_before_ms.saturating_add(life / 3 * 2)
 }
 
+/// When a certificate is to be renewed: after this share of its life, in percent.
+pub fn renew_after_ms(not_before_ms: u64, not_after_ms: u64, percent: u32) -> u64 {
+    let life = not_after_ms.saturating_sub(not_before_ms);
+    not_before_ms.saturating_add((life / 100).saturating_mul(percent.into()))
+}
+
 /// `server.key` and `server.pem` in a directory, kept valid.
 #[derive(Debug)]
 pub struct ServerIdentity {
@@ -90,5 +96,18 @@ impl ServerIdentity {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_is_due_after_a_share_of_the_life() {
+        assert_eq!((renew_at_ms(100, 1_000), renew_after_ms(100, 1_100, 66)), (700, 760));
+        // An end before the beginning is a certificate that is due at once.
+        assert_eq!((renew_at_ms(1_100, 100), renew_after_ms(1_100, 100, 66)), (1_100, 1_100));
+        assert_eq!(renew_after_ms(u64::MAX - 10, u64::MAX, u32::MAX), u64::MAX - 10);
     }
 }

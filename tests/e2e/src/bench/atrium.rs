@@ -78,14 +78,18 @@ impl Contender for Atrium {
             Work::PutChanged => {
                 self.each(&[words(&["put", "-p", &text(&inputs.changed), &format!("{place}/big.bin")])])?
             }
-            Work::GetBig => {
-                self.each(&[words(&["get", &format!("{place}/big.bin"), &text(&scratch.join("big.bin"))])])?
-            }
+            Work::GetBig => self.each(&[words(&[
+                "get",
+                "--no-cache",
+                &format!("{place}/big.bin"),
+                &text(&scratch.join("big.bin")),
+            ])])?,
             Work::PutEight | Work::GetEight => {
                 std::fs::create_dir_all(scratch.join("eight"))?;
                 let pair = |client: u32| -> Vec<String> {
                     let names = [2 * client, 2 * client + 1].map(|i| format!("{i:02}.bin"));
-                    let mut list = words(&[if work == Work::PutEight { "put" } else { "get" }]);
+                    // Past the agent's cache, which would answer the second round by itself.
+                    let mut list = words(if work == Work::PutEight { &["put"] } else { &["get", "--no-cache"] });
                     if work == Work::PutEight {
                         list.extend(names.iter().map(|n| text(&inputs.eight.join(n))));
                         list.push(format!("{place}/eight/"));

@@ -1,6 +1,8 @@
-//! Metadata: durable creates, look-ups, lists, renames, watchers. Over real connections, from this process.
+//! Metadata: durable creates, look-ups, lists, renames, watchers. Over real connections, from this process. Creates and
+//! look-ups are measured beside what people keep metadata in ([`super::metadata_peers`]), in turns.
 
-use super::{percentile_ms, usage};
+use super::metadata_peers::{self, Peer, RECORDS};
+use super::{median, percentile_ms, usage};
 use crate::Office;
 use anyhow::{Context, Result, ensure};
 use common::rpc::{ConnectOptions, OfficeChannel, OfficeConnection};
@@ -97,7 +99,7 @@ async fn fill(connection: &OfficeConnection, directory: &str, count: u32) -> Res
 }
 
 /// Durable single-file commits by this many clients at once.
-async fn creates(connection: &OfficeConnection, clients: usize, count: u64) -> Result<f64> {
+async fn creates(connection: &OfficeConnection, clients: usize, count: u64, round: usize) -> Result<f64> {
     let next = Arc::new(AtomicU64::new(0));
     let begin = Instant::now();
     let mut tasks = Vec::new();
@@ -110,7 +112,7 @@ async fn creates(connection: &OfficeConnection, clients: usize, count: u64) -> R
                 if i >= count {
                     return Ok::<(), anyhow::Error>(());
                 }
-                commit(&mut files, vec![empty_file(&format!("creates-{clients}/{i:07}"))]).await?;
+                commit(&mut files, vec![empty_file(&format!("creates-{clients}-{round}/{i:07}"))]).await?;
             }
         }));
     }
@@ -133,7 +135,7 @@ async fn stats(connection: &OfficeConnection, clients: usize, count: u64) -> Res
                 if i >= count {
                     return Ok::<(), anyhow::Error>(());
                 }
-                let request = v1::GetEntryRequest { path: path(&format!("list/{:07}", i * 7919 % 100_000)) };
+                let request = v1::GetEntryRequest { path: path(&format!("list/{:07}", i * 7919 % RECORDS)) };
                 files.get_entry(request).await?;
             }
         }));
@@ -142,6 +144,62 @@ async fn stats(connection: &OfficeConnection, clients: usize, count: u64) -> Res
         task.await??;
     }
     Ok(count as f64 / begin.elapsed().as_secs_f64())
+}
+
+/// What is measured beside others.
+#[derive(Clone, Copy)]
+enum Work {
+    CreatesOfOne,
+    CreatesOfMany,
+    LookUps,
+}
+
+impl Work {
+    fn title(self) -> &'static str {
+        match self {
+            Work::CreatesOfOne => "durable creates, 1 client",
+            Work::CreatesOfMany => "durable creates, 64 clients",
+            Work::LookUps => "look-ups, 64 in flight",
+        }
+    }
+
+    /// Rate of Atrium, or of a peer.
+    async fn measure(self, connection: &OfficeConnection, peer: Option<&Peer>, round: usize) -> Result<f64> {
+        let (clients, count) = match self {
+            Work::CreatesOfOne => (1, 3_000),
+            Work::CreatesOfMany => (64, 40_000),
+            Work::LookUps => (64, 60_000),
+        };
+        match (self, peer) {
+            (Work::LookUps, None) => stats(connection, clients, count).await,
+            (Work::LookUps, Some(peer)) => peer.look_ups(clients, count).await,
+            (_, None) => creates(connection, clients, count, round).await,
+            (_, Some(peer)) => peer.creates(clients, count, round).await,
+        }
+    }
+}
+
+/// Rounds of what is measured beside others.
+const ROUNDS: usize = 3;
+
+/// The same work by all, who goes first changing with each round: medians of all, and the ratio to each peer.
+async fn beside(connection: &OfficeConnection, peers: &[Peer], work: Work) -> Result<Vec<Figure>> {
+    let mut all: Vec<Option<&Peer>> = vec![None];
+    all.extend(peers.iter().map(Some));
+    let mut rates = vec![Vec::new(); all.len()];
+    for round in 0..ROUNDS {
+        for turn in 0..all.len() {
+            let who = (round + turn) % all.len();
+            rates[who].push(work.measure(connection, all[who], round).await?);
+        }
+    }
+    let rates: Vec<f64> = rates.iter_mut().map(|r| median(r)).collect();
+    let mut out = vec![figure(work.title(), rates[0], "per s")];
+    for (peer, rate) in peers.iter().zip(&rates[1..]) {
+        out.push(figure(format!("{}: {}", work.title(), peer.name()), *rate, "per s"));
+        out.push(figure(format!("{}: ratio to {}", work.title(), peer.name()), rates[0] / rate, "x"));
+    }
+    Ok(out)
 }
 
 async fn list(connection: &OfficeConnection, directory: &str) -> Result<(usize, Duration)> {
@@ -234,13 +292,18 @@ pub async fn run(office: &Office, user: &str, password: &str, million: u32) -> R
     let (connection, token) = sign_in(office, user, password).await?;
     let mut out = Vec::new();
     out.extend(watchers(office, &connection, &token, 1000).await?);
-    out.push(figure("durable creates, 1 client", creates(&connection, 1, 3000).await?, "files/s"));
-    out.push(figure("durable creates, 64 clients", creates(&connection, 64, 40_000).await?, "files/s"));
-    let took = fill(&connection, "list", 100_000).await?;
-    out.push(figure("durable creates in batches of 1,000", 100_000.0 / took.as_secs_f64(), "files/s"));
-    out.push(figure("look-ups, 64 in flight", stats(&connection, 64, 60_000).await?, "calls/s"));
+    let took = fill(&connection, "list", RECORDS as u32).await?;
+    out.push(figure("durable creates in batches of 1,000", RECORDS as f64 / took.as_secs_f64(), "files/s"));
+    let (peers, missing) = metadata_peers::start_all().await?;
+    for name in &missing {
+        println!("skipped, not installed: {name}");
+    }
+    for work in [Work::CreatesOfOne, Work::CreatesOfMany, Work::LookUps] {
+        out.extend(beside(&connection, &peers, work).await?);
+    }
+    drop(peers);
     let (seen, took) = list(&connection, "list").await?;
-    ensure!(seen == 100_000, "listed {seen}");
+    ensure!(seen as u64 == RECORDS, "listed {seen}");
     out.push(figure("list of 100,000 entries with attributes", took.as_secs_f64() * 1e3, "ms"));
     fill(&connection, "one", 1).await?;
     out.push(figure("directory rename, 1 entry below, p50", renames(&connection, "one").await?, "ms"));

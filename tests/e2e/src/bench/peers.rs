@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-fn free_port() -> Result<u16> {
+pub(super) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn installed(program: &str) -> Option<PathBuf> {
+pub(super) fn installed(program: &str) -> Option<PathBuf> {
     ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin"]
         .iter()
         .map(|d| Path::new(d).join(program))
@@ -41,10 +41,10 @@ fn run_all(commands: Vec<Command>) -> Result<()> {
 
 /// A peer's server process; ended when dropped, with its children.
 #[derive(Debug)]
-struct Server(Child);
+pub(super) struct Server(Child);
 
 impl Server {
-    fn start(command: &mut Command, port: u16) -> Result<Self> {
+    pub(super) fn start(command: &mut Command, port: u16) -> Result<Self> {
         let server = Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
         let up = poll(Duration::from_secs(20), || TcpStream::connect(("127.0.0.1", port)).is_ok());
         ensure!(up, "{command:?} does not listen");

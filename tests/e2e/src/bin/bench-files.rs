@@ -1,5 +1,8 @@
 //! `make bench-files`: files through the central server, beside what people use now.
-//! `bench-files [--rounds N] [--million N] [--only PART]`, PART one of transfers, metadata.
+//! `bench-files [--rounds N] [--million N] [--only PART] [--work LIST]`, PART one of transfers, metadata; LIST of put_big,
+//! get_big, put_changed, put_eight, get_eight, put_small, get_small, separated by commas (a get needs its put).
+//!
+//! Who goes first changes with every work item and round.
 
 use anyhow::{Context, Result};
 use atrium_e2e::bench::{Contender, Inputs, Sample, Work, atrium::Atrium, measure, median, micro, peers};
@@ -24,6 +27,13 @@ fn main() -> Result<()> {
     let rounds: usize = argument("--rounds").map_or(Ok(3), |n| n.parse())?;
     let million: u32 = argument("--million").map_or(Ok(1_000_000), |n| n.parse())?;
     let only = argument("--only");
+    let works: Vec<Work> = match argument("--work") {
+        None => Work::ALL.to_vec(),
+        Some(list) => {
+            let named = |n: &str| Work::named(n).with_context(|| format!("there is no work {n:?}"));
+            list.split(',').map(named).collect::<Result<_>>()?
+        }
+    };
     let scratch = tempfile::Builder::new().prefix("atrium-bench-").tempdir()?;
     let mut report = Report { transfers: BTreeMap::new(), metadata: Vec::new(), missing: Vec::new() };
     let mut atrium = Atrium::start(&scratch.path().join("office"))?;
@@ -38,11 +48,13 @@ fn main() -> Result<()> {
         }
         report.missing = missing;
         for round in 1..=rounds {
-            for work in Work::ALL {
+            for (at, work) in works.iter().copied().enumerate() {
                 let mut all: Vec<&mut dyn Contender> = vec![&mut atrium];
                 for other in &mut others {
                     all.push(other.as_mut());
                 }
+                let first = (round + at) % all.len();
+                all.rotate_left(first);
                 for contender in all {
                     let name = contender.name().to_owned();
                     let sample = measure(contender, work, &inputs, &scratch.path().join("out"))

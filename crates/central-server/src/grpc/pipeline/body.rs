@@ -1,6 +1,6 @@
 //! Bodies of calls: counted, bounded in time, ended with a status that says why.
 
-use super::{insert_id, log, stamp, write_status};
+use super::{ended_well, insert_id, log, stamp, write_status};
 use crate::grpc::auth::StreamGuard;
 use crate::grpc::deadline;
 use crate::metrics::Metrics;
@@ -27,6 +27,8 @@ pub(super) struct CallGuard {
     span: tracing::Span,
     pub(super) id: Arc<str>,
     pub(super) deadline: Option<Instant>,
+    /// Either side sends a stream: the response takes its time, and its body does work of its own.
+    pub(super) streaming: bool,
     /// Ends the stream before its time.
     pub(super) cut: Option<CancellationToken>,
     pub(super) stream: Option<StreamGuard>,
@@ -44,6 +46,7 @@ impl CallGuard {
             span,
             id,
             deadline: None,
+            streaming: false,
             cut: None,
             stream: None,
             permit: None,
@@ -91,7 +94,9 @@ impl CallBody {
         if guard.code.is_some() && inner.is_end_stream() {
             return Self::empty();
         }
-        let sleep = guard.deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+        // The one message of any other call is there already.
+        let until = guard.deadline.filter(|_| guard.streaming);
+        let sleep = until.map(|at| Box::pin(tokio::time::sleep_until(at)));
         let cut = guard.cut.clone().map(|token| Box::pin(token.cancelled_owned()));
         let live = Live { inner, guard, sleep, cut, framing: Framing::default(), ending: None };
         Self { live: Some(Box::new(live)) }
@@ -101,7 +106,7 @@ impl CallBody {
     fn end_with(&mut self, error: Error) -> Frame<Bytes> {
         let mut trailers = HeaderMap::new();
         if let Some(mut live) = self.live.take() {
-            log(&error);
+            live.guard.span.in_scope(|| log(&error));
             live.guard.code = Some(code_of(error.kind()));
             insert_id(&mut trailers, &live.guard.id);
             write_status(&mut trailers, error.under_request(&*live.guard.id));
@@ -131,7 +136,8 @@ impl HttpBody for CallBody {
         let this = self.get_mut();
         let Some(live) = this.live.as_mut() else { return Poll::Ready(None) };
         let span = live.guard.span.clone();
-        let _entered = span.enter();
+        // Entered where something may be logged.
+        let _entered = live.guard.streaming.then(|| span.enter());
         live.poll_ending(cx);
         if live.framing.at_boundary()
             && let Some(error) = live.ending.take()
@@ -151,7 +157,10 @@ impl HttpBody for CallBody {
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 let mut trailers = frame.into_trailers().unwrap_or_default();
-                live.guard.code = stamp(&mut trailers, &live.guard.id);
+                live.guard.code = match ended_well(&trailers) {
+                    true => Some(Code::Ok),
+                    false => span.in_scope(|| stamp(&mut trailers, &live.guard.id)),
+                };
                 insert_id(&mut trailers, &live.guard.id);
                 this.live = None;
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))

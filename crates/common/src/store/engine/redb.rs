@@ -120,6 +120,10 @@ impl Engine for Redb {
         write.commit().map_err(commit)
     }
 
+    fn directory(&self) -> Option<&Path> {
+        self.file.parent()
+    }
+
     fn disk_bytes(&self) -> EngineResult<u64> {
         Ok(std::fs::metadata(&self.file).map_err(EngineError::io)?.len())
     }

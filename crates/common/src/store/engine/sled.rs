@@ -16,7 +16,7 @@
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,6 +30,7 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Sled {
     db: ::sled::Db,
     log: File,
+    path: PathBuf,
 }
 
 fn failure(error: ::sled::Error) -> EngineError {
@@ -83,7 +84,7 @@ impl Sled {
             Ok(log)
         };
         let log = sync().map_err(EngineError::io)?;
-        Ok(Self { db, log })
+        Ok(Self { db, log, path: path.to_owned() })
     }
 
     fn flush(&self) -> EngineResult<()> {
@@ -128,6 +129,10 @@ impl Engine for Sled {
         }
         self.db.apply_batch(writes).map_err(failure)?;
         self.flush()
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        Some(&self.path)
     }
 
     fn disk_bytes(&self) -> EngineResult<u64> {

@@ -8,8 +8,10 @@
 
 mod guard;
 mod office;
+mod shares;
 mod status;
 
+use crate::catalogue::Catalogue;
 use crate::net::Network;
 use crate::office::Office;
 use crate::settings::Settings;
@@ -44,6 +46,10 @@ pub struct Parts {
     pub office: Office,
     /// Connections.
     pub network: Network,
+    /// What is shared, here and elsewhere.
+    pub catalogue: Catalogue,
+    /// Random for this start of the program.
+    pub instance: [u8; 8],
 }
 
 /// The local service. Clones share everything.
@@ -165,26 +171,32 @@ impl NodeService for Local {
         unknown()
     }
 
-    async fn create_share(&self, _: Request<peer::CreateShareRequest>) -> Result<Response<peer::LocalShare>, Status> {
-        unknown()
+    async fn create_share(
+        &self,
+        request: Request<peer::CreateShareRequest>,
+    ) -> Result<Response<peer::LocalShare>, Status> {
+        reply(self.parts.create_share(request.into_inner()).await)
     }
 
-    async fn update_share(&self, _: Request<peer::UpdateShareRequest>) -> Result<Response<peer::LocalShare>, Status> {
-        unknown()
+    async fn update_share(
+        &self,
+        request: Request<peer::UpdateShareRequest>,
+    ) -> Result<Response<peer::LocalShare>, Status> {
+        reply(self.parts.update_share(request.into_inner()).await)
     }
 
     async fn remove_share(
         &self,
-        _: Request<peer::RemoveShareRequest>,
+        request: Request<peer::RemoveShareRequest>,
     ) -> Result<Response<peer::RemoveShareResponse>, Status> {
-        unknown()
+        reply(self.parts.remove_share(request.into_inner()).await)
     }
 
     async fn list_local_shares(
         &self,
         _: Request<peer::ListLocalSharesRequest>,
     ) -> Result<Response<peer::ListLocalSharesResponse>, Status> {
-        unknown()
+        reply(Ok(self.parts.list_local_shares()))
     }
 
     async fn mirror_share(&self, _: Request<peer::MirrorShareRequest>) -> Result<Response<peer::LocalShare>, Status> {
@@ -205,14 +217,14 @@ impl NodeService for Local {
         unknown()
     }
 
-    async fn list(&self, _: Request<peer::ListRequest>) -> Result<Response<peer::ListResponse>, Status> {
-        unknown()
+    async fn list(&self, request: Request<peer::ListRequest>) -> Result<Response<peer::ListResponse>, Status> {
+        reply(self.parts.list(request.into_inner()).await)
     }
 
     type FindStream = Answers<peer::FindResponse>;
 
-    async fn find(&self, _: Request<peer::FindRequest>) -> Result<Response<Self::FindStream>, Status> {
-        unknown()
+    async fn find(&self, request: Request<peer::FindRequest>) -> Result<Response<Self::FindStream>, Status> {
+        reply(self.parts.find_entries(request.get_ref()).map(ReceiverStream::new))
     }
 
     type GetStream = Answers<peer::TransferProgress>;

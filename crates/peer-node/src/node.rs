@@ -17,14 +17,17 @@
 //! its header what it finds at the next start.
 
 mod notify;
+mod upkeep;
 
+use crate::catalogue::grpc::{CatalogueGrpc, by_connection};
+use crate::catalogue::{self, Catalogue, CatalogueSettings};
 use crate::local::{Local, LocalServing, Parts};
-use crate::net::{Admission, Endpoint, EndpointLimits, Network, NetworkOptions, RelayLimits, Serving};
-use crate::office::Office;
+use crate::net::{Endpoint, EndpointLimits, Network, NetworkOptions, RelayLimits, Serving};
+use crate::office::{self, Office};
 use crate::settings::Settings;
 use common::clock::{SharedClock, SystemClock};
 use common::error::{Error, Reason, Result};
-use common::identity::{DeviceId, DeviceKey};
+use common::identity::{DeviceKey, random_bytes};
 use common::shutdown::Shutdown;
 use common::store::{EngineKind, Store, StoreSettings};
 use common::tls::{AcceptLimits, UnixAcceptor};
@@ -33,6 +36,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
@@ -66,13 +70,37 @@ pub async fn start(settings: Settings, shutdown: Shutdown) -> Result<Running> {
     let key = Arc::new(DeviceKey::load_or_generate(&directory.join("device.key"))?);
     let store = open_store(directory.join("store")).await?;
 
-    let office = Office::open(store.clone(), key.clone(), clock.clone())?;
+    let office = blocking({
+        let (store, key, clock) = (store.clone(), key.clone(), clock.clone());
+        move || Office::open(store, key, clock)
+    })
+    .await?;
     let network = network(&settings, &key, &office)?;
     let endpoint = Endpoint::bind(&network, &settings.node.listen, EndpointLimits::default())?;
     let addresses = endpoint.addresses();
-    let serving = endpoint.serve(routes(&network).await?);
+    let parts = catalogue::Parts {
+        store: store.clone(),
+        roster: Arc::new(office.clone()),
+        peers: Arc::new(network.clone()),
+        key: key.clone(),
+        clock: clock.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let options = CatalogueSettings { rescan: settings.index.rescan_interval.get(), ..CatalogueSettings::default() };
+    let catalogue = blocking(move || Catalogue::open(parts, options)).await?;
+    let serving = endpoint.serve(routes(&office, &network, &catalogue).await?);
 
-    let parts = Arc::new(Parts { settings: settings.clone(), key, clock, store, office, network });
+    let parts = Arc::new(Parts {
+        settings: settings.clone(),
+        key,
+        clock,
+        store,
+        office,
+        network,
+        catalogue,
+        instance: random_bytes(),
+    });
+    upkeep::start(&parts, &shutdown);
     let socket = settings.node.socket.clone();
     if let Some(parent) = socket.parent() {
         fs::create_dir_all(parent)?;
@@ -90,6 +118,7 @@ impl Running {
     pub async fn wait(self) -> Result<()> {
         let served = self.local.await.map_err(|e| Error::internal("the local socket").caused_by(e))?;
         self.shutdown.begin();
+        office::say_goodbye(&self.parts.network, self.parts.instance).await;
         let patience = self.parts.settings.node.drain.get();
         let (_, ()) = tokio::join!(self.shutdown.drained(), self.serving.stop(patience));
         self.parts.network.close().await;
@@ -103,36 +132,38 @@ impl Running {
     }
 }
 
-/// Answers whether a device belongs to the office, from its records.
-struct Members(Office);
-
-impl Admission for Members {
-    fn is_member(&self, device: &DeviceId) -> bool {
-        self.0.view().is_member(device)
-    }
-
-    fn is_revoked(&self, device: &DeviceId) -> bool {
-        self.0.view().revoked(device)
-    }
-}
-
 fn network(settings: &Settings, key: &Arc<DeviceKey>, office: &Office) -> Result<Network> {
     let relay = match settings.relay.enabled {
         true => RelayLimits { rate: settings.relay.rate.bytes(), ..RelayLimits::on() },
         false => RelayLimits::default(),
     };
-    Network::new(NetworkOptions { relay, ..NetworkOptions::new(key.clone(), Arc::new(Members(office.clone()))) })
+    Network::new(NetworkOptions { relay, ..NetworkOptions::new(key.clone(), Arc::new(office.clone())) })
 }
 
 /// Everything that other nodes may call; the endpoint lets strangers through to health and enrolment only.
-async fn routes(network: &Network) -> Result<Routes> {
+async fn routes(office: &Office, network: &Network, catalogue: &Catalogue) -> Result<Routes> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::PUBLIC_DESCRIPTORS)
         .build_v1()
         .map_err(|e| Error::internal("reflection").caused_by(e))?;
-    reporter.set_service_status("atrium.peer.v1.RelayService", ServingStatus::Serving).await;
-    Ok(Routes::new(health).add_service(reflection).add_service(network.relay_server().service()))
+    let enrolment = office::enrolment_service(office.clone());
+    let membership = office::membership_service(office.clone(), Arc::new(network.clone()));
+    let shares = CatalogueGrpc::service(catalogue.clone(), by_connection);
+    let relay = network.relay_server().service();
+    for name in [name_of(&enrolment), name_of(&membership), name_of(&shares), name_of(&relay)] {
+        reporter.set_service_status(name, ServingStatus::Serving).await;
+    }
+    Ok(Routes::new(health)
+        .add_service(reflection)
+        .add_service(enrolment)
+        .add_service(membership)
+        .add_service(shares)
+        .add_service(relay))
+}
+
+fn name_of<S: NamedService>(_: &S) -> &'static str {
+    S::NAME
 }
 
 /// Makes the state directory, and missing parents, for its owner only.
@@ -157,6 +188,10 @@ fn lock(directory: &Path) -> Result<File> {
 }
 
 async fn open_store(directory: PathBuf) -> Result<Store> {
-    let open = move || Store::open(&StoreSettings { directory, engine: EngineKind::Sled, ..StoreSettings::default() });
-    tokio::task::spawn_blocking(open).await.map_err(|e| Error::internal("opening the store").caused_by(e))?
+    blocking(move || Store::open(&StoreSettings { directory, engine: EngineKind::Sled, ..StoreSettings::default() }))
+        .await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::internal("starting the node").caused_by(e))?
 }

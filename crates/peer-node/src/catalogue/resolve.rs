@@ -394,7 +394,8 @@ impl Catalogue {
         };
         let (index, owner) = (local.map(|f| f.index.clone()), resolved.owner);
         let mut files = Vec::with_capacity(entries.len());
-        let work = entries.into_iter().map(|(path, entry)| self.tree_file(owner, share, index.clone(), path, entry));
+        let work: Vec<_> =
+            entries.into_iter().map(|(path, entry)| self.tree_file(owner, share, index.clone(), path, entry)).collect();
         let mut all = stream::iter(work).buffered(MANIFESTS);
         while let Some(file) = all.next().await {
             files.extend(file?);
@@ -470,7 +471,9 @@ impl Catalogue {
         let alone = inside.len() == 1 && items.is_empty();
         let mut page = Page::default();
         let limits = Arc::new(Limits { recursive, after: after.map(str::to_owned), limit: limit.saturating_add(1) });
-        let work = inside.into_iter().map(|(node, rest)| self.inside(node.clone(), rest, limits.clone()));
+        // Collected, so that no borrow of this call lives in the stream.
+        let work: Vec<BoxFuture<'static, Inside>> =
+            inside.into_iter().map(|(node, rest)| self.inside(node.clone(), rest, limits.clone())).collect();
         let mut asked = stream::iter(work).buffer_unordered(ASKED);
         while let Some((node, found, problem)) = asked.next().await {
             page.problems.extend(problem);

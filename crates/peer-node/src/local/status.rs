@@ -35,6 +35,7 @@ impl Parts {
             addresses: self.network.addresses().iter().map(SocketAddr::to_string).collect(),
             member_count: count(view.present().count()),
             connected_count: count(self.network.neighbours().len()),
+            share_count: count(self.catalogue.local_shares().iter().filter(|s| !s.mirror).count()),
             server: view.server().map(|s| s.server.clone()).unwrap_or_default(),
             revoked: view.revoked(&view.me()),
             problems: self.problems(),

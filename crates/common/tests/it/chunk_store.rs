@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atrium_common::chunk::disk::Disk;
+use atrium_common::chunk::format::{
+    RECORD_ALIGN, RECORD_HEADER, RecordHeader, RecordKind, SEGMENT_HEADER, SegmentHeader,
+};
 use atrium_common::chunk::{ChunkStore, ChunkStoreSettings, LEASE_IDLE, Lease, backup};
 use atrium_common::error::Reason;
 use atrium_common::model::{ChunkId, ChunkRef, UploadId};
@@ -525,4 +528,26 @@ fn settings_that_make_no_sense_are_refused_together() {
     assert!(error.is(Reason::SettingsInvalid));
     assert_eq!(error.message().matches(';').count(), 2);
     assert!(LEASE_IDLE >= Duration::from_secs(3600));
+}
+
+/// Found by the fuzz target "recovery".
+#[test]
+fn what_an_opening_found_damaged_is_known_to_the_next_one() {
+    let header = SegmentHeader { id: 1, key: [5; 32], first_sequence: 1 };
+    let mut segment = header.encode().to_vec();
+    // Two records of one chunk; the later number is on the one that is damaged, and the other says that it had been on disk.
+    for (sequence, synced) in [(9, 0), (3, 4_096)] {
+        let (kind, offset, len) = (RecordKind::Chunk, segment.len() as u32, content(1).len() as u32);
+        let record = RecordHeader { kind, id: id(1), len, sequence, names: 0, synced, offset };
+        segment.extend_from_slice(&record.encode(&header.key));
+        segment.extend_from_slice(&content(1));
+        segment.resize(segment.len().next_multiple_of(RECORD_ALIGN), 0);
+    }
+    segment[SEGMENT_HEADER + RECORD_HEADER] ^= 1;
+    let disk = SimDisk::default();
+    disk.put("00000001.seg", &segment);
+    for opening in 0..3 {
+        let store = open(&disk);
+        assert_eq!(get(&store, 1), Some(content(1)), "opening {opening}");
+    }
 }

@@ -85,7 +85,7 @@ impl Peer {
         let mut text = String::new();
         writeln!(text, "[node]\nstate_directory = {:?}", self.directory.join("state"))?;
         writeln!(text, "socket = {:?}\nlisten = [{}]\nname = {:?}", self.socket(), list(&self.listen), self.name)?;
-        writeln!(text, "[inbox]\ndirectory = {:?}", self.inbox())?;
+        writeln!(text, "[inbox]\ndirectory = {:?}\naccept = [\"everyone\"]", self.inbox())?;
         writeln!(text, "[discovery]\nseeds = [{}]", list(&self.seeds))?;
         if alone {
             writeln!(text, "mdns = false\nbeacon = false")?;

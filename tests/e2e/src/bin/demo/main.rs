@@ -1,5 +1,7 @@
 //! `make demo`: shows an office on this machine and checks every byte. `make up`, `make down`: one that stays.
 
+mod peers;
+
 use anyhow::{Context, Result, bail, ensure};
 use atrium_e2e::process::{Programs, poll};
 use atrium_e2e::{Office, Person, compare, sample};
@@ -235,6 +237,9 @@ fn demo() -> Result<()> {
     anna.stop_agent()?;
     bert.stop_agent()?;
     office.stop()?;
+    fs::remove_dir_all(back)?;
+
+    peers::demo(dir)?;
     say(format!("\nAll equal, nothing lost; all programs have ended. {:.0} s in all.", begin.elapsed().as_secs_f64()));
     Ok(())
 }

@@ -97,26 +97,35 @@ fn decode_part(mut walker: Walker<'_>) -> Result<Option<ItemPart>> {
             1 => item = walker.number(found)? as u32,
             2..=5 => {
                 let content = walker.rope(found)?;
-                match &mut kind {
-                    // The same message twice is merged, which is what joining their bytes does.
-                    Some((seen, all)) if *seen == number => content.into_pieces().into_iter().for_each(|p| all.push(p)),
-                    kind => *kind = Some((number, content)),
+                // More than one in a part: the last kind counts, and the same kind twice is merged, which is what joining
+                // their bytes does. Each must be a whole message of its own.
+                if let Some((seen, all)) = &mut kind {
+                    decode_kind(*seen, all)?;
+                    if *seen == number {
+                        decode_kind(number, &content)?;
+                        content.into_pieces().into_iter().for_each(|p| all.push(p));
+                        continue;
+                    }
                 }
+                kind = Some((number, content));
             }
             _ => walker.skip(number, found)?,
         }
     }
-    let part = match kind {
-        None => return Ok(None),
-        Some((2, content)) => decode_header(&content)?,
-        Some((3, content)) => decode_data(&content)?,
-        Some((4, content)) => decode_trailer(&content)?,
-        Some((_, content)) => {
+    let Some((number, content)) = kind else { return Ok(None) };
+    Ok(Some(ItemPart { item, part: decode_kind(number, &content)? }))
+}
+
+fn decode_kind(number: u32, content: &Rope) -> Result<Part> {
+    match number {
+        2 => decode_header(content),
+        3 => decode_data(content),
+        4 => decode_trailer(content),
+        _ => {
             let error = v1::ItemError::decode(content.to_bytes()).map_err(|_| malformed("an error is damaged"))?;
-            Part::Failed(from_item_error(&error))
+            Ok(Part::Failed(from_item_error(&error)))
         }
-    };
-    Ok(Some(ItemPart { item, part }))
+    }
 }
 
 fn decode_header(content: &Rope) -> Result<Part> {

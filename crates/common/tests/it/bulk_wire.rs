@@ -150,6 +150,18 @@ fn what_breaks_the_limits_is_refused() {
     }
 }
 
+/// Found by fuzzing: two halves of a header, each malformed, that are well-formed together; and a malformed header that is
+/// followed by another kind. The generated decoder refuses both.
+#[test]
+fn each_of_several_kinds_in_a_part_must_be_whole() {
+    let halves = [0x0a, 8, 0x12, 1, 0x0a, 8, 0x35, 0x12, 1, 0];
+    let hidden = [0x0a, 7, 0x12, 1, 0x0a, 0x1a, 2, 8, 1];
+    for bytes in [&halves[..], &hidden[..]] {
+        assert!(v1::DownloadResponse::decode(bytes).is_err(), "{bytes:x?}");
+        assert!(decode_download(&Bytes::copy_from_slice(bytes).into()).is_err(), "{bytes:x?}");
+    }
+}
+
 #[test]
 fn a_long_manifest_takes_several_headers() {
     let chunks: Vec<ChunkRef> =

@@ -32,6 +32,9 @@ use tonic::{Request, Response, Status, Streaming};
 /// Largest message on the local socket: a note and a few thousand addresses.
 const MESSAGE_MAX: usize = 2 * 1024 * 1024;
 
+/// The service's name, for health checks.
+pub const SERVICE: &str = proto::peer::v1::node_service_server::SERVICE_NAME;
+
 /// The modules of a node, as the local service uses them.
 pub struct Parts {
     /// Resolved settings.

@@ -2,14 +2,19 @@
 
 use clap::{Parser, Subcommand};
 use common::error::{Error, Reason, Result};
+use common::rpc::OfficeConnection;
 use common::settings::Sources;
 use common::shutdown::Shutdown;
+use common::status::from_status;
 use common::telemetry::{Format, Telemetry};
 use peer_node::settings::{LogFormat, Settings, Surroundings};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -77,6 +82,17 @@ fn joined(values: impl IntoIterator<Item = impl ToString>) -> Option<String> {
     (!values.is_empty()).then(|| values.join(","))
 }
 
+/// Whether a running peer serves whoever asks here.
+async fn health(settings: &Settings) -> Result<()> {
+    let connection = OfficeConnection::unix(&settings.node.socket, Reason::PeerNotRunning)?;
+    let request = HealthCheckRequest { service: peer_node::local::SERVICE.to_owned() };
+    let answer = HealthClient::new(connection.control()).check(request).await.map_err(|s| from_status(&s))?;
+    match answer.into_inner().status() {
+        ServingStatus::Serving => Ok(()),
+        _ => Err(Error::new(Reason::ShuttingDown, "the peer does not serve now")),
+    }
+}
+
 fn run(flags: Flags) -> Result<()> {
     let sources = Sources::process(flags.config)
         .flag("--state-dir", "node.state_directory", absolute(flags.state_dir)?)
@@ -95,9 +111,7 @@ fn run(flags: Flags) -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if matches!(flags.verb, Some(Verb::Health)) {
-        return runtime.block_on(async {
-            common::rpc::OfficeConnection::unix(&settings.node.socket, Reason::PeerNotRunning)?.check().await
-        });
+        return runtime.block_on(health(&settings));
     }
     let format = match settings.log.format {
         LogFormat::Auto => Format::Auto,

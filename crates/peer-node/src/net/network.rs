@@ -439,6 +439,11 @@ impl Network {
         all.into_iter().collect()
     }
 
+    /// Whether a device is a member now.
+    pub fn welcomes(&self, device: &DeviceId) -> bool {
+        self.0.options.admission.is_member(device)
+    }
+
     /// The port of the first listener; `None` before there is one.
     pub fn port(&self) -> Option<u16> {
         self.0.state.lock().ports.first().map(SocketAddr::port)

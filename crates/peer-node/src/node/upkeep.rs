@@ -1,8 +1,10 @@
 //! What keeps the modules together while the node runs: who belongs, where others are, what this node says of itself.
 //!
-//! * Another view of the office: connections are compared with it at once, not at the next look.
 //! * Announcements of others: their addresses are where they are tried.
 //! * This node's announcement: made anew when it joins, when its name changes, and when its addresses do.
+//!
+//! Nothing here closes the connections of a device that was cut off: each of its calls is refused from then on, and the
+//! network ends what is open at its next look. Meanwhile gossip brings the device itself the news, so that it knows.
 
 use crate::local::Parts;
 use crate::net::{FoundBy, LinkEvent};
@@ -26,17 +28,9 @@ const TRIM_EVERY: Duration = Duration::from_secs(600);
 pub(super) fn start(parts: &Arc<Parts>, shutdown: &Shutdown) {
     let gossip = crate::office::gossip(parts.office.clone(), parts.network.clone(), shutdown.token());
     shutdown.spawn(gossip);
-    shutdown.spawn_until(recheck(parts.clone()));
     shutdown.spawn_until(learn(parts.clone()));
     shutdown.spawn_until(announce(parts.clone()));
     shutdown.spawn_until(trim(parts.clone()));
-}
-
-async fn recheck(parts: Arc<Parts>) {
-    let mut views = parts.office.subscribe();
-    while views.changed().await.is_ok() {
-        parts.network.recheck();
-    }
 }
 
 async fn learn(parts: Arc<Parts>) {

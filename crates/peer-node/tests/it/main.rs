@@ -2,4 +2,6 @@
 
 mod mailbox;
 mod net;
+mod program;
+mod program_office;
 mod relay;

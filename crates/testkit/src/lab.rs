@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Prefix of all namespaces of all labs.
 const PREFIX: &str = "atl";
@@ -32,6 +33,8 @@ pub struct Lab {
     tag: String,
     switches: u8,
     machines: Vec<Machine>,
+    /// Addresses that machines got while others hold the lab too.
+    changed: Mutex<BTreeMap<(usize, u8), u8>>,
 }
 
 /// A machine of the lab.
@@ -59,7 +62,7 @@ impl Lab {
         sweep();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let tag = format!("{PREFIX}{:x}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let lab = Self { tag, switches, machines: Vec::new() };
+        let lab = Self { tag, switches, machines: Vec::new(), changed: Mutex::default() };
         for switch in 0..switches {
             let namespace = lab.switch(switch);
             ip(&["netns", "add", &namespace])?;
@@ -114,7 +117,7 @@ impl Lab {
             ip(&["-n", &namespace, "link", "set", &card, "up"])?;
             let number = u8::try_from(id.0 + 1)?;
             self.machines[id.0].cards.insert(switch, (card, number));
-            self.set_address(id, switch, number)?;
+            self.change_address(id, switch, number)?;
         }
         Ok(id)
     }
@@ -138,12 +141,12 @@ impl Lab {
 
     /// The machine's IPv4 address on a switch.
     pub fn address(&self, machine: MachineId, switch: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, switch, 0, self.machines[machine.0].cards[&switch].1)
+        Ipv4Addr::new(10, switch, 0, self.number(machine, switch))
     }
 
     /// The machine's IPv6 address on a switch.
     pub fn address_v6(&self, machine: MachineId, switch: u8) -> Ipv6Addr {
-        let number = self.machines[machine.0].cards[&switch].1;
+        let number = self.number(machine, switch);
         Ipv6Addr::new(0xfd00, switch.into(), 0, 0, 0, 0, 0, number.into())
     }
 
@@ -151,19 +154,23 @@ impl Lab {
     ///
     /// # Errors
     /// A command failed.
-    pub fn set_address(&mut self, machine: MachineId, switch: u8, number: u8) -> Result<()> {
-        let namespace = self.machines[machine.0].namespace.clone();
-        let card = self.machines[machine.0].cards[&switch].0.clone();
-        ip(&["-n", &namespace, "-4", "address", "flush", "dev", &card])?;
-        ip(&["-n", &namespace, "-6", "address", "flush", "dev", &card, "scope", "global"])?;
-        self.machines[machine.0].cards.insert(switch, (card.clone(), number));
+    pub fn change_address(&self, machine: MachineId, switch: u8, number: u8) -> Result<()> {
+        let namespace = &self.machines[machine.0].namespace;
+        let card = &self.machines[machine.0].cards[&switch].0;
+        ip(&["-n", namespace, "-4", "address", "flush", "dev", card])?;
+        ip(&["-n", namespace, "-6", "address", "flush", "dev", card, "scope", "global"])?;
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).insert((machine.0, switch), number);
         let v4 = format!("{}/24", self.address(machine, switch));
-        ip(&["-n", &namespace, "address", "add", &v4, "broadcast", "+", "dev", &card])?;
+        ip(&["-n", namespace, "address", "add", &v4, "broadcast", "+", "dev", card])?;
         let v6 = format!("{}/64", self.address_v6(machine, switch));
-        ip(&["-n", &namespace, "address", "add", &v6, "dev", &card, "nodad"])?;
+        ip(&["-n", namespace, "address", "add", &v6, "dev", card, "nodad"])?;
         // Announcements to groups and to everyone need a way out even without a router.
-        ip(&["-n", &namespace, "route", "replace", "224.0.0.0/4", "dev", &card])?;
-        Ok(())
+        ip(&["-n", namespace, "route", "replace", "224.0.0.0/4", "dev", card])
+    }
+
+    fn number(&self, machine: MachineId, switch: u8) -> u8 {
+        let changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        changed.get(&(machine.0, switch)).copied().unwrap_or(self.machines[machine.0].cards[&switch].1)
     }
 
     /// Limits all cards of the machine to so many Mbit/s each way.

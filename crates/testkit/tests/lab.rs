@@ -34,7 +34,7 @@ fn machines_see_each_other_until_the_cable_is_pulled_and_nothing_stays_behind() 
     lab.set_cable(b, 0, true).unwrap();
     assert!(ping(&lab, a, &lab.address(b, 0).to_string()));
     let old = lab.address(b, 0).to_string();
-    lab.set_address(b, 0, 77).unwrap();
+    lab.change_address(b, 0, 77).unwrap();
     assert!(!ping(&lab, a, &old));
     assert!(ping(&lab, a, "10.0.0.77"));
     lab.set_datagram_loss(b, 100).unwrap();

@@ -9,7 +9,6 @@ pub mod peers;
 pub mod swarm;
 pub mod usage;
 
-
 use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;

@@ -4,4 +4,5 @@ mod agent;
 mod disk_full;
 mod files;
 mod office;
+mod peers;
 mod tour;

@@ -24,6 +24,7 @@
 //! fetched at a time, 30 days.
 
 mod courier;
+mod members;
 mod parcel;
 mod place;
 mod plan;

@@ -6,6 +6,7 @@ use crate::transfer::order::{MAX_FILES, check_path};
 use common::error::{Error, Reason, Result};
 use common::identity::DeviceKey;
 use common::model::{ChunkId, ChunkRef, DeviceId};
+use common::wire::{ms_from_timestamp, timestamp_from_ms};
 use ed25519_dalek::{Signature, Verifier, VerifyingKey};
 use prost::Message;
 use proto::peer::v1 as peer;
@@ -146,7 +147,7 @@ impl Parcel {
             receivers: self.receivers.iter().map(|d| d.0.to_vec().into()).collect(),
             note: self.note.clone(),
             title: self.title.clone(),
-            create_time: Some(from_ms(self.create_ms)),
+            create_time: Some(timestamp_from_ms(self.create_ms)),
             lifetime_seconds: self.lifetime_seconds,
             entries: self.files.iter().map(wire_entry).collect(),
             total_bytes: self.total_bytes,
@@ -244,14 +245,9 @@ fn wire_entry(file: &ParcelFile) -> peer::IndexEntry {
     }
 }
 
-fn from_ms(ms: u64) -> prost_types::Timestamp {
-    let seconds = i64::try_from(ms / 1_000).unwrap_or(0);
-    prost_types::Timestamp { seconds, nanos: (ms % 1_000) as i32 * 1_000_000 }
-}
-
+/// For people only: a time that makes no sense is none.
 fn to_ms(time: &prost_types::Timestamp) -> u64 {
-    let nanos = u64::try_from(time.nanos).unwrap_or(0).min(999_999_999);
-    u64::try_from(time.seconds).unwrap_or(0).saturating_mul(1_000).saturating_add(nanos / 1_000_000)
+    ms_from_timestamp(time, "create_time").unwrap_or(0)
 }
 
 /// What became of a parcel at one receiver, as the receiver states it.
@@ -277,7 +273,7 @@ impl Receipt {
             receiver_key: key.public_key().to_vec().into(),
             delivered: self.delivered,
             refused: !self.delivered,
-            create_time: Some(from_ms(self.create_ms)),
+            create_time: Some(timestamp_from_ms(self.create_ms)),
             message: self.message.clone(),
         };
         let body = body.encode_to_vec();

@@ -98,6 +98,12 @@ pub const FOLDERS_MAX: usize = 256;
 /// Scans of everything at a time: each uses several threads.
 const SCANS: usize = 2;
 
+/// Runs work that may wait for the disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let panicked = |_| Err(common::error::Error::internal("a piece of work panicked"));
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(panicked)
+}
+
 /// How the catalogue works.
 #[derive(Clone, Debug)]
 pub struct CatalogueSettings {
@@ -280,13 +286,14 @@ impl Catalogue {
     /// Takes a record that came from anywhere. True if it counts more than what was known.
     ///
     /// # Errors
-    /// SHARE_INVALID if it is not of this office; OVERLOADED beyond the bounds; those of the store. Blocks.
-    pub fn merge_record(&self, record: &ShareRecord) -> Result<bool> {
-        self.0.merge(record, false).inspect(|&new| {
-            if new {
-                self.changed();
-            }
-        })
+    /// SHARE_INVALID if it is not of this office; OVERLOADED beyond the bounds; those of the store.
+    pub async fn merge_record(&self, record: &ShareRecord) -> Result<bool> {
+        let (inner, record) = (self.0.clone(), record.clone());
+        let new = blocking(move || inner.merge(&record, false)).await?;
+        if new {
+            self.changed();
+        }
+        Ok(new)
     }
 
     /// Has a folder looked through now, and waits for it.

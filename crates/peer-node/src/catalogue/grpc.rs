@@ -21,12 +21,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Catalogue;
 use super::access::{require, right_of};
 use super::entry::{check_path, is_below};
 use super::folder::Folder;
 use super::record::ShareRecord;
 use super::remote::SHARES_MAX;
+use super::{Catalogue, blocking};
 use super::{names, resolve};
 use crate::model::{Content, Scope, ShareId};
 
@@ -73,11 +73,6 @@ fn share_id(bytes: &[u8]) -> Result<ShareId> {
 
 fn below(path: &str) -> Result<()> {
     if path.is_empty() { Ok(()) } else { check_path(path) }
-}
-
-/// Runs work that may wait for the disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Error::internal("a piece of work panicked")))
 }
 
 /// Gives a page to whoever reads; false if it is gone or has not taken any for too long.

@@ -16,7 +16,7 @@ use super::folder::{Folder, FolderRecord, Request};
 use super::index::{IndexHandle, IndexHead};
 use super::record::{RULES_BYTES_MAX, ShareRecord, Terms};
 use super::rules::{RULES_FILE, Rules, joined};
-use super::{Catalogue, FOLDERS_MAX};
+use super::{Catalogue, FOLDERS_MAX, blocking};
 use crate::model::ShareId;
 
 /// A folder to share.
@@ -84,10 +84,6 @@ fn rules_file(root: &Root) -> Result<String> {
         return Err(Error::new(Reason::FieldInvalid, "the file .atriumignore is longer than 16 KiB"));
     }
     String::from_utf8(text).map_err(|_| Error::new(Reason::FieldInvalid, "the file .atriumignore is not UTF-8"))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Error::internal("a piece of work panicked")))
 }
 
 impl Catalogue {

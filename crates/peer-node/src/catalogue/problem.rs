@@ -123,6 +123,11 @@ impl Problems {
         }
     }
 
+    /// Forgets those of one path but for a clash of names, which only a look at the whole directory can tell.
+    pub fn clear_own(&mut self, path: &str) {
+        self.by_path.retain(|(p, _), problem| p != path || matches!(problem, Problem::CaseClash(_)));
+    }
+
     /// Forgets those of the entries of one directory.
     pub fn clear_entries(&mut self, directory: &str) {
         self.by_path.retain(|(p, _), _| p.is_empty() || super::entry::split(p).0 != directory);

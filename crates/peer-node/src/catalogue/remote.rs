@@ -21,7 +21,7 @@ use super::access::{PeerChannel, right_of};
 use super::entry::{CHUNKS_MAX, Entry, check_content, is_below, split};
 use super::index::{HeadRecord, IndexHandle, SPACE_HEAD};
 use super::record::ShareRecord;
-use super::{Catalogue, Inner};
+use super::{Catalogue, Inner, blocking};
 use crate::model::{Content, Scope, ShareId};
 
 /// Most shares in one answer.
@@ -136,10 +136,6 @@ impl Inner {
         self.kept.forget(&share);
         IndexHandle::erase(&self.store, share)
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Error::internal("a piece of work panicked")))
 }
 
 fn late(device: &str) -> Error {

@@ -12,19 +12,21 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::Catalogue;
 use super::access::{Node, right_of, unknown_share};
 use super::entry::{Entry, join, split};
 use super::index::IndexHandle;
 use super::names::{self, ANY, Claim, Standing};
 use super::record::ShareRecord;
 use super::remote::RemoteShare;
+use super::{Catalogue, blocking};
 use crate::model::{Content, ShareId};
 
 /// Nodes asked at the same time.
 const ASKED: usize = 32;
 /// Manifests read at the same time.
 const MANIFESTS: usize = 8;
+/// And so many are begun at a time.
+const MANIFESTS_BATCH: usize = 64;
 /// Most entries looked at for one '*' in a path.
 const WILD_MAX: usize = 10_000;
 /// Most files of one tree.
@@ -140,10 +142,6 @@ struct Shown {
     person: String,
     holders: u32,
     reading: Reading,
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Error::internal("a piece of work panicked")))
 }
 
 fn unknown_address(address: &str) -> Error {
@@ -393,36 +391,43 @@ impl Catalogue {
             }
         };
         let (index, owner) = (local.map(|f| f.index.clone()), resolved.owner);
-        let mut files = Vec::with_capacity(entries.len());
-        let work: Vec<_> =
-            entries.into_iter().map(|(path, entry)| self.tree_file(owner, share, index.clone(), path, entry)).collect();
-        let mut all = stream::iter(work).buffered(MANIFESTS);
-        while let Some(file) = all.next().await {
-            files.extend(file?);
+        let (mut files, mut long) = (Vec::with_capacity(entries.len()), Vec::new());
+        for (path, entry) in entries {
+            let content = entry.inline_content();
+            if entry.is_file() && content.is_none() {
+                long.push(files.len());
+            }
+            files.push(TreeFile { path, entry, content });
         }
+        // The few that have so many chunks that their entries do not carry them.
+        for batch in long.chunks(MANIFESTS_BATCH) {
+            let work: Vec<_> = batch
+                .iter()
+                .map(|&at| self.long_content(owner, share, index.clone(), files[at].entry.clone()))
+                .collect();
+            let contents: Vec<Result<Option<Content>>> = stream::iter(work).buffered(MANIFESTS).collect().await;
+            for (&at, content) in batch.iter().zip(contents) {
+                files[at].content = content?;
+            }
+        }
+        // A file here that has changed since is left to the next fetch.
+        files.retain(|f| !f.entry.is_file() || f.content.is_some());
         Ok(files)
     }
 
-    fn tree_file(
+    fn long_content(
         &self,
         owner: DeviceId,
         share: ShareId,
         index: Option<IndexHandle>,
-        path: String,
         entry: Entry,
-    ) -> BoxFuture<'static, Result<Option<TreeFile>>> {
+    ) -> BoxFuture<'static, Result<Option<Content>>> {
         let this = self.clone();
         Box::pin(async move {
-            let content = match (entry.inline_content(), index) {
-                (inline, _) if inline.is_some() || !entry.is_file() => inline,
-                (_, Some(index)) => {
-                    let theirs = entry.clone();
-                    blocking(move || index.content(&theirs)).await?
-                }
-                (_, None) => Some(this.content_of(owner, share, &entry).await?),
-            };
-            // A file here that has changed since is left to the next fetch.
-            Ok((!entry.is_file() || content.is_some()).then_some(TreeFile { path, entry, content }))
+            match index {
+                Some(index) => blocking(move || index.content(&entry)).await,
+                None => this.content_of(owner, share, &entry).await.map(Some),
+            }
         })
     }
 
@@ -434,7 +439,8 @@ impl Catalogue {
     pub async fn list(&self, address: &str, recursive: bool, after: Option<&str>, limit: usize) -> Result<Page> {
         let mut segments = names::parse(address)?;
         let wild = segments.iter().any(|s| s == ANY);
-        if segments.last().is_some_and(|s| s == ANY) {
+        let children = segments.last().is_some_and(|s| s == ANY);
+        if children {
             segments.pop();
         }
         let claims = self.node_claims();
@@ -470,7 +476,8 @@ impl Catalogue {
         }
         let alone = inside.len() == 1 && items.is_empty();
         let mut page = Page::default();
-        let limits = Arc::new(Limits { recursive, after: after.map(str::to_owned), limit: limit.saturating_add(1) });
+        let limits =
+            Arc::new(Limits { recursive, children, after: after.map(str::to_owned), limit: limit.saturating_add(1) });
         // Collected, so that no borrow of this call lives in the stream.
         let work: Vec<BoxFuture<'static, Inside>> =
             inside.into_iter().map(|(node, rest)| self.inside(node.clone(), rest, limits.clone())).collect();
@@ -596,7 +603,9 @@ impl Catalogue {
         if !top.is_empty() {
             let entry = shown.reading.entry(self, top).await?;
             if entry.is_file() {
-                items.push(shown.entry_item(&entry));
+                if !limits.children {
+                    items.push(shown.entry_item(&entry));
+                }
                 return Ok(());
             }
         }
@@ -732,6 +741,8 @@ type Inside = (String, Result<Vec<Item>>, Option<NodeProblem>);
 
 struct Limits {
     recursive: bool,
+    /// Only what is in something: a file itself does not count.
+    children: bool,
     after: Option<String>,
     limit: usize,
 }

@@ -1,5 +1,9 @@
 //! Tests of a node's modules together, one module for each.
 
+mod catalogue;
+mod catalogue_office;
+mod catalogue_remote;
+mod catalogue_rights;
 mod mailbox;
 mod net;
 mod program;

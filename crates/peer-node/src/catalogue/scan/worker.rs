@@ -128,10 +128,14 @@ impl Worker<'_> {
         if crate::catalogue::entry::check_path(path).is_err() {
             return Ok(());
         }
-        self.folder.problems.lock().clear(path, target.below);
+        let there = self.root.stat(path);
+        match (target.below, &there) {
+            (false, Ok(_)) => self.folder.problems.lock().clear_own(path),
+            (below, _) => self.folder.problems.lock().clear(path, below),
+        }
         let known = self.folder.index.stored(path)?;
         let ignored_above = directory_of(path) != "" && self.rules.ignores_any(directory_of(path), true);
-        match self.root.stat(path) {
+        match there {
             Ok(look) if !ignored_above => {
                 let is_new = !known.as_ref().is_some_and(|k| k.entry.is_directory());
                 let job = self.one(path, &look, known, target.below || is_new)?;

@@ -327,11 +327,12 @@ impl Inner {
             ));
         }
         let new = self.book.merge(record, hidden)?;
-        if new && let Some(folder) = self.folders.read().get(&record.share()) {
-            if folder.mirror && folder.rules().text() != record.terms().ignore_rules {
-                folder.set_rules(Rules::new(&record.terms().ignore_rules)?);
-                folder.ask(folder::Request::Overflow);
-            }
+        if new
+            && let Some(folder) = self.folders.read().get(&record.share()).filter(|f| f.mirror)
+            && folder.rules().text() != record.terms().ignore_rules
+        {
+            folder.set_rules(Rules::new(&record.terms().ignore_rules)?);
+            folder.ask(folder::Request::Overflow);
         }
         Ok(new)
     }

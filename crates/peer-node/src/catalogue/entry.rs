@@ -234,7 +234,7 @@ impl Entry {
         }
         if with_chunks && count <= INLINE_CHUNKS {
             let chunks = convert::chunks_from(&entry.chunks, INLINE_CHUNKS).map_err(|_| wrong("its chunks"))?;
-            check_content(&chunks, &read).map_err(|what| wrong(what))?;
+            check_content(&chunks, &read).map_err(wrong)?;
             read.chunks = chunks.into();
         }
         Ok(read)

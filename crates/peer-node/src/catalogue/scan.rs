@@ -162,9 +162,8 @@ pub fn run(
         if late.is_empty() || cancel.is_cancelled() {
             break;
         }
-        // Not waiting for another thread: a file's last change has to be old enough to be told from the next one.
         if !last {
-            std::thread::sleep(SETTLE);
+            settle();
         }
         work = late.iter().map(|path| Target { path: path.clone(), below: false }).collect();
     }
@@ -178,6 +177,14 @@ pub fn run(
     report.hashed_files = counters.hashed_files.load(Ordering::Relaxed);
     report.hashed_bytes = counters.hashed_bytes.load(Ordering::Relaxed);
     Ok(report)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no event tells of it: a file's last change has to be old enough to be told from the next one"
+)]
+fn settle() {
+    std::thread::sleep(SETTLE);
 }
 
 /// If a directory above the target is not in the index yet, that one and all in it is looked at instead.

@@ -13,6 +13,9 @@ use super::{
 use crate::catalogue::entry::{Entry, EntryKind, INLINE_CHUNKS, Stored, check_content, join, prefix_of};
 use crate::model::Content;
 
+/// What takes the path and the stored form of an entry, until it breaks.
+type Visit<'a> = dyn FnMut(&str, &[u8]) -> Result<ControlFlow<()>> + 'a;
+
 /// Records read from the store at a time.
 const PAGE: usize = 1_000;
 
@@ -201,7 +204,7 @@ impl IndexHandle {
     }
 
     /// Visits the path and the stored form of all entries.
-    fn each_record(&self, visit: &mut dyn FnMut(&str, &[u8]) -> Result<ControlFlow<()>>) -> Result<()> {
+    fn each_record(&self, visit: &mut Visit<'_>) -> Result<()> {
         let mut from = key(SPACE_ENTRY, self.0.share, &[]);
         let to = prefix_end(&from);
         loop {

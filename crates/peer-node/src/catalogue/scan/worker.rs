@@ -134,7 +134,7 @@ impl Worker<'_> {
             (below, _) => self.folder.problems.lock().clear(path, below),
         }
         let known = self.folder.index.stored(path)?;
-        let ignored_above = directory_of(path) != "" && self.rules.ignores_any(directory_of(path), true);
+        let ignored_above = !directory_of(path).is_empty() && self.rules.ignores_any(directory_of(path), true);
         match there {
             Ok(look) if !ignored_above => {
                 let is_new = !known.as_ref().is_some_and(|k| k.entry.is_directory());
@@ -279,12 +279,18 @@ impl Worker<'_> {
         };
         let fd = match self.root.directory(path) {
             Ok(fd) => fd,
-            Err(errno) => return Ok(unreadable(errno)),
+            Err(errno) => {
+                unreadable(errno);
+                return Ok(());
+            }
         };
         self.folder.problems.lock().clear_entries(path);
         let names = match self.valid_names(path, &fd) {
             Ok(names) => names,
-            Err(errno) => return Ok(unreadable(errno)),
+            Err(errno) => {
+                unreadable(errno);
+                return Ok(());
+            }
         };
         let folder = self.folder;
         let mut known =

@@ -65,7 +65,7 @@ mod source;
 
 pub use access::{Alone, ChannelError, Node, PeerChannel, Peers, Roster};
 pub use entry::{Entry, EntryKind, FileStamp, Relation, VersionVector, short_id};
-pub use index::{Hold, IndexHandle, IndexHead};
+pub use index::{Adoption, Hold, IndexHandle, IndexHead};
 pub use manage::{LocalShare, NewShare, ShareChange};
 pub use record::{ShareRecord, Terms};
 pub use remote::{IndexPage, IndexReader, RemoteShare};
@@ -303,6 +303,21 @@ impl Catalogue {
     pub async fn scan(&self, share: &ShareId) -> Result<ScanReport> {
         let folder = self.folder(share)?;
         folder.scan().await
+    }
+
+    /// Has a path of a folder looked at soon, or the directory with all below it; does not wait for it.
+    pub fn look_soon(&self, share: &ShareId, path: &str, below: bool) {
+        if let Ok(folder) = self.folder(share) {
+            folder.ask(folder::Request::Touched { path: path.to_owned(), below });
+        }
+    }
+
+    /// Opens a share's folder here, if it is the one that was shared. Blocks.
+    ///
+    /// # Errors
+    /// SHARE_UNKNOWN; FOLDER_CHANGED, which is also noted as a problem of the folder.
+    pub fn open_folder(&self, share: &ShareId) -> Result<beneath::Root> {
+        scan::open(&*self.folder(share)?)
     }
 
     /// Lets another module answer for manifests of its scopes in `ReadManifest`.

@@ -123,6 +123,11 @@ pub fn look_at(directory: &OwnedFd, name: impl rustix::path::Arg) -> Result<Look
     statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(|s| look(&s))
 }
 
+/// Opens a directory in an open directory; no link is followed.
+pub fn directory_in(directory: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    open_beneath(directory, name, DIRECTORY)
+}
+
 /// What an open file is now.
 pub fn look_again(file: &File) -> Result<Look, Errno> {
     fstat(file).map(|s| look(&s))

@@ -35,7 +35,7 @@ mod read;
 mod write;
 
 pub use read::Walk;
-pub use write::Change;
+pub use write::{Adoption, Change};
 
 use common::error::Result;
 use common::identity::random_bytes;

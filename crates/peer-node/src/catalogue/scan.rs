@@ -112,7 +112,7 @@ pub(super) fn now_ns() -> i64 {
 }
 
 /// Opens the folder, if it is the one that was shared.
-fn open(folder: &Folder) -> Result<Root> {
+pub(super) fn open(folder: &Folder) -> Result<Root> {
     let changed = |why: &str| {
         folder.problems.lock().add("", Problem::Folder(why.to_owned()));
         Error::new(Reason::FolderChanged, "the shared folder is not there").why_is(why.to_owned())

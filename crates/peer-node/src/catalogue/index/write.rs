@@ -90,6 +90,20 @@ impl Change {
     }
 }
 
+/// Another device's version that is in the folder here now; see [`IndexHandle::apply`].
+pub struct Adoption<'a> {
+    /// Of the entry's path.
+    pub hold: &'a Hold,
+    /// With its version vector; its sequence does not matter.
+    pub entry: Entry,
+    /// All chunks of a file.
+    pub chunks: Arc<[ChunkRef]>,
+    /// The local file or directory; nothing for a deleted entry.
+    pub file: Option<FileStamp>,
+    /// Sequence of the entry that it takes the place of, 0 if there was none.
+    pub expected: u64,
+}
+
 /// What became of changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
@@ -186,23 +200,50 @@ impl IndexHandle {
         file: Option<FileStamp>,
         expected: u64,
     ) -> Result<u64> {
-        if hold.path != entry.path || hold.index.share() != self.share() {
-            return Err(Error::internal("a version was applied to a path that its writer does not hold"));
-        }
-        let fits = if entry.is_file() {
-            super::super::entry::check_content(&chunks, &entry).is_ok() && file.is_some()
-        } else {
-            chunks.is_empty() && file.is_none() == entry.deleted
-        };
-        if !fits {
-            return Err(Error::new(Reason::FieldInvalid, "the entry, its chunks and its file do not fit together"));
-        }
+        self.check_adoption(hold, &entry, &chunks, file)?;
         let outcome = self.commit(vec![Change::Adopt { entry, chunks, file, expected }])?;
         match (outcome.made.first(), outcome.refused.is_empty()) {
             (Some(&(_, sequence)), _) => Ok(sequence),
             (None, true) => Err(Error::new(Reason::VersionStale, "the file has changed here meanwhile")),
             (None, false) => Err(Error::new(Reason::StoreLimit, "the share has too many entries")),
         }
+    }
+
+    /// Like [`IndexHandle::apply`], for many versions in one transaction, at most 2,000. Gives back their sequences here;
+    /// `None` for those whose entry was not the expected one any longer, or that are beyond the share's bound. Blocks.
+    ///
+    /// # Errors
+    /// FIELD_INVALID if anything does not fit; those of the store. Then nothing was noted.
+    pub fn adopt(&self, batch: Vec<Adoption<'_>>) -> Result<Vec<Option<u64>>> {
+        let mut changes = Vec::with_capacity(batch.len());
+        for Adoption { hold, entry, chunks, file, expected } in batch {
+            self.check_adoption(hold, &entry, &chunks, file)?;
+            changes.push(Change::Adopt { entry, chunks, file, expected });
+        }
+        let mut sequences = vec![None; changes.len()];
+        self.commit(changes)?.made.into_iter().for_each(|(at, sequence)| sequences[at] = Some(sequence));
+        Ok(sequences)
+    }
+
+    fn check_adoption(
+        &self,
+        hold: &Hold,
+        entry: &Entry,
+        chunks: &Arc<[ChunkRef]>,
+        file: Option<FileStamp>,
+    ) -> Result<()> {
+        if hold.path != entry.path || hold.index.share() != self.share() {
+            return Err(Error::internal("a version was applied to a path that its writer does not hold"));
+        }
+        let fits = if entry.is_file() {
+            super::super::entry::check_content(chunks, entry).is_ok() && file.is_some()
+        } else {
+            chunks.is_empty() && file.is_none() == entry.deleted
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(Error::new(Reason::FieldInvalid, "the entry, its chunks and its file do not fit together"))
     }
 
     /// Marks the index as used and notes how far it was read from its owner.

@@ -13,8 +13,9 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Larger files do not go through the cache: they would push everything else out of it.
-pub const CACHED_MAX: u64 = 64 << 20;
+/// Larger files do not go through the cache: they would push everything else out of it, and they come faster from the
+/// server directly, over several connections and without the way through the agent.
+pub const CACHED_MAX: u64 = 8 << 20;
 /// Data of one message.
 const BLOCK: usize = 256 * 1024;
 /// Messages that wait between the disk and the agent.

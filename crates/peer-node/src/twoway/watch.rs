@@ -97,9 +97,7 @@ async fn listen_once(inner: &Arc<Inner>, device: DeviceId) -> Result<()> {
             // The first message is the whole state.
             inner.news.forget_device(&device);
         }
-        let theirs = inner.clone();
-        let touched = tokio::task::spawn_blocking(move || theirs.hear(device, message)).await;
-        for share in touched.unwrap_or_else(|_| Err(Error::internal("taking news panicked")))? {
+        for share in inner.hear(device, message).await {
             inner.wake(&share);
         }
         sleep(GATHER).await;
@@ -109,18 +107,19 @@ async fn listen_once(inner: &Arc<Inner>, device: DeviceId) -> Result<()> {
 
 impl Inner {
     /// Takes what a node says. Gives back the shares with a copy here about which it said something new.
-    fn hear(&self, device: DeviceId, message: wire::WatchSharesResponse) -> Result<Vec<ShareId>> {
+    async fn hear(&self, device: DeviceId, message: wire::WatchSharesResponse) -> Vec<ShareId> {
         let mut touched = Vec::new();
         for state in message.changed.into_iter().take(SHARES_MAX) {
             let Some(signed) = &state.record else { continue };
             let Some(share) = self.known_share(signed) else { continue };
             if self.catalogue.record(&share).is_ok_and(|known| known.signed() != signed) {
-                match ShareRecord::verify(signed).and_then(|record| self.catalogue.merge_record(&record)) {
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!(%device, ?error, "a node's share record was refused");
-                        continue;
-                    }
+                let merged = match ShareRecord::verify(signed) {
+                    Ok(record) => self.catalogue.merge_record(&record).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = merged {
+                    tracing::warn!(%device, ?error, "a node's share record was refused");
+                    continue;
                 }
             }
             let heard = Heard { index_id: state.index_id, max_sequence: state.max_sequence };
@@ -134,7 +133,7 @@ impl Inner {
                 touched.push(share);
             }
         }
-        Ok(touched)
+        touched
     }
 
     /// The share of a record, if it has a copy here. Not verified.

@@ -8,12 +8,14 @@
 
 mod guard;
 mod office;
+mod peers;
 mod shares;
 mod status;
 
 use crate::catalogue::Catalogue;
 use crate::net::Network;
 use crate::office::Office;
+use crate::presence::Presence;
 use crate::settings::Settings;
 use common::clock::SharedClock;
 use common::error::{Error, Reason, Result};
@@ -49,10 +51,10 @@ pub struct Parts {
     pub office: Office,
     /// Connections.
     pub network: Network,
+    /// Who is there.
+    pub presence: Presence,
     /// What is shared, here and elsewhere.
     pub catalogue: Catalogue,
-    /// Random for this start of the program.
-    pub instance: [u8; 8],
 }
 
 /// The local service. Clones share everything.
@@ -132,7 +134,7 @@ impl NodeService for Local {
         &self,
         _: Request<peer::ListPeersRequest>,
     ) -> Result<Response<peer::ListPeersResponse>, Status> {
-        unknown()
+        reply(Ok(self.parts.list_peers()))
     }
 
     async fn list_members(

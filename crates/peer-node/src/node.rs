@@ -22,12 +22,14 @@ mod upkeep;
 use crate::catalogue::grpc::{CatalogueGrpc, by_connection};
 use crate::catalogue::{self, Catalogue, CatalogueSettings};
 use crate::local::{Local, LocalServing, Parts};
+use crate::model::OfficeId;
 use crate::net::{Endpoint, EndpointLimits, Network, NetworkOptions, RelayLimits, Serving};
 use crate::office::{self, Office};
-use crate::settings::Settings;
+use crate::presence::{About, Presence, PresenceOptions};
+use crate::settings::{DEFAULT_PORT, Settings};
 use common::clock::{SharedClock, SystemClock};
 use common::error::{Error, Reason, Result};
-use common::identity::{DeviceKey, random_bytes};
+use common::identity::DeviceKey;
 use common::shutdown::Shutdown;
 use common::store::{EngineKind, Store, StoreSettings};
 use common::tls::{AcceptLimits, UnixAcceptor};
@@ -90,16 +92,8 @@ pub async fn start(settings: Settings, shutdown: Shutdown) -> Result<Running> {
     let catalogue = blocking(move || Catalogue::open(parts, options)).await?;
     let serving = endpoint.serve(routes(&office, &network, &catalogue).await?);
 
-    let parts = Arc::new(Parts {
-        settings: settings.clone(),
-        key,
-        clock,
-        store,
-        office,
-        network,
-        catalogue,
-        instance: random_bytes(),
-    });
+    let presence = presence(&settings, &key, &office, &network, &clock)?;
+    let parts = Arc::new(Parts { settings: settings.clone(), key, clock, store, office, network, catalogue, presence });
     upkeep::start(&parts, &shutdown);
     let socket = settings.node.socket.clone();
     if let Some(parent) = socket.parent() {
@@ -118,7 +112,8 @@ impl Running {
     pub async fn wait(self) -> Result<()> {
         let served = self.local.await.map_err(|e| Error::internal("the local socket").caused_by(e))?;
         self.shutdown.begin();
-        office::say_goodbye(&self.parts.network, self.parts.instance).await;
+        let goodbye = office::say_goodbye(&self.parts.network, self.parts.presence.instance());
+        tokio::join!(goodbye, self.parts.presence.leave());
         let patience = self.parts.settings.node.drain.get();
         let (_, ()) = tokio::join!(self.shutdown.drained(), self.serving.stop(patience));
         self.parts.network.close().await;
@@ -138,6 +133,46 @@ fn network(settings: &Settings, key: &Arc<DeviceKey>, office: &Office) -> Result
         false => RelayLimits::default(),
     };
     Network::new(NetworkOptions { relay, ..NetworkOptions::new(key.clone(), Arc::new(office.clone())) })
+}
+
+/// What this node says of itself to the network that it is in.
+struct Introduction {
+    office: Office,
+    settings: Arc<Settings>,
+}
+
+impl About for Introduction {
+    fn office(&self) -> Option<OfficeId> {
+        self.office.view().office_id()
+    }
+
+    fn inviting(&self) -> Vec<String> {
+        self.office.inviting()
+    }
+
+    fn display_name(&self) -> String {
+        self.settings.machine_name()
+    }
+}
+
+fn presence(
+    settings: &Arc<Settings>,
+    key: &Arc<DeviceKey>,
+    office: &Office,
+    network: &Network,
+    clock: &SharedClock,
+) -> Result<Presence> {
+    let options = PresenceOptions {
+        key: key.clone(),
+        mdns: settings.discovery.mdns,
+        beacon: settings.discovery.beacon,
+        beacon_port: settings.discovery.beacon_port,
+        seeds: settings.discovery.seeds.clone(),
+        default_port: DEFAULT_PORT,
+        clock: clock.clone(),
+    };
+    let about = Arc::new(Introduction { office: office.clone(), settings: settings.clone() });
+    Presence::start(network.clone(), about, options)
 }
 
 /// Everything that other nodes may call; the endpoint lets strangers through to health and enrolment only.

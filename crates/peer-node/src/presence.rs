@@ -239,7 +239,7 @@ impl Presence {
         };
         tokio::time::timeout(patience, finding).await.map_err(|_| {
             Error::new(Reason::InviteUnknown, "no machine of this network has given out this code")
-                .fix_is("check the code; or name the inviting machine's address: `atrium join CODE --at ADDRESS`")
+                .fix_is("check the code; or name the inviting machine's address: `atrium join ADDRESS CODE`")
         })
     }
 

@@ -41,6 +41,7 @@ impl Parts {
         let person = or(r.person, crate::settings::user_name);
         let unit = or(r.unit, || self.settings.node.unit.clone());
         self.office.create(&r.office, &display_name, &person, &unit).await?;
+        self.presence.announce();
         let view = self.office.view();
         Ok(peer::InitOfficeResponse {
             office_id: view.office_id().map(|id| id.to_string()).unwrap_or_default(),
@@ -57,21 +58,13 @@ impl Parts {
             unit: r.unit,
         };
         let invite = self.office.invite(options).await?;
+        // Machines that look for the code find this one at once.
+        self.presence.announce();
         Ok(peer::CreateInviteResponse {
             code: invite.code,
             expire_time: Some(timestamp(invite.expires_ms)),
             addresses: self.network.addresses().iter().map(SocketAddr::to_string).collect(),
         })
-    }
-
-    pub(super) async fn join_office(&self, r: peer::JoinOfficeRequest) -> Result<peer::JoinOfficeResponse> {
-        // Slips are told before anybody is asked.
-        let _: common::enrol::Code = r.code.parse()?;
-        let joined = match r.address.is_empty() {
-            true => return Err(Error::new(Reason::MethodUnknown, "this peer finds nobody by itself")),
-            false => self.join_at(&r.address, &r).await?,
-        };
-        Ok(peer::JoinOfficeResponse { office: joined.office, node_name: joined.node_name, person: joined.person })
     }
 
     /// Joins by an address: the first of those that the name leads to at which a peer answers decides, since a code is

@@ -112,7 +112,7 @@ impl Parts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             relays: self.network.relays(),
             keeps_parcels: false,
-            instance: self.instance,
+            instance: self.presence.instance(),
         }
     }
 }

@@ -23,10 +23,15 @@ pub struct Place {
 impl Place {
     /// A new one, for a peer that looks for nobody and listens on loopback.
     pub fn new() -> Self {
+        Self::with_seeds(&[])
+    }
+
+    /// The same, for a peer that asks these.
+    pub fn with_seeds(seeds: &[String]) -> Self {
         let place = Self { dir: tempfile::tempdir().unwrap() };
         let text = format!(
             "[node]\nstate_directory = {:?}\nsocket = {:?}\nlisten = ['127.0.0.1:0']\n\
-             [discovery]\nmdns = false\nbeacon = false\n[inbox]\ndirectory = {:?}\n[log]\nformat = 'text'\n",
+             [discovery]\nmdns = false\nbeacon = false\nseeds = {seeds:?}\n[inbox]\ndirectory = {:?}\n[log]\nformat = 'text'\n",
             place.path("state"),
             place.path("peer.sock"),
             place.path("inbox"),

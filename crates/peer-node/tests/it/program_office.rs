@@ -57,6 +57,30 @@ async fn lists(node: &Node, address: &str, wanted: &[&str]) {
 }
 
 #[tokio::test]
+async fn a_code_alone_is_enough_where_the_others_are_found() {
+    let founder = Place::new();
+    let a = founder.start();
+    init(&a, "anna-pc", "anna").await;
+    let other = Place::new();
+    let stranger = other.start();
+    let seeded = Place::with_seeds(&[stranger.address(), a.address()]);
+    let b = seeded.start();
+    let invite = peer::CreateInviteRequest { person: "bert".into(), ..Default::default() };
+    let code = a.client().create_invite(invite).await.unwrap().into_inner().code;
+    let request = peer::JoinOfficeRequest { code, display_name: "bert-pc".into(), ..Default::default() };
+    let joined = b.client().join_office(request).await.unwrap().into_inner();
+    assert_eq!((joined.node_name.as_str(), joined.person.as_str()), ("acme/bert-pc", "bert"));
+    let anna = until("the founder is there", || async {
+        let answer = b.client().list_peers(peer::ListPeersRequest {}).await.unwrap().into_inner();
+        answer.peers.into_iter().find(|p| p.person == "anna" && p.reach() == peer::peer::Reach::Both)
+    })
+    .await;
+    assert_eq!((anna.node_name.as_str(), anna.address, anna.stranger), ("acme/sales/anna-pc", a.address(), false));
+    assert!(anna.found_by.contains(&"seed".to_owned()), "{:?}", anna.found_by);
+    assert!(anna.problem.is_none() && anna.last_seen_time.is_some());
+}
+
+#[tokio::test]
 async fn founded_joined_by_address_shared_restarted_and_cut_off() {
     let (here, there) = (Place::new(), Place::new());
     let (a, b) = (here.start(), there.start());

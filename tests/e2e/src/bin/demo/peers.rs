@@ -97,7 +97,7 @@ pub(super) fn demo(dir: &Path) -> Result<()> {
         took.as_secs_f64()
     ));
 
-    let revoked = anna.atrium(&["members", "revoke", "bert-pc", "--reason", "sold"])?;
+    let revoked = anna.atrium(&["members", "revoke", "bert-pc", "--reason", "sold", "--yes"])?;
     ensure!(revoked.code == 0, "revoke");
     let (refused, took) = timed(|| {
         bert.wait_until(&["status", "--json"], |answer| {

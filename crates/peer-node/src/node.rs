@@ -109,16 +109,33 @@ impl Running {
     ///
     /// # Errors
     /// IO_FAILED if the socket failed.
-    pub async fn wait(self) -> Result<()> {
-        let served = self.local.await.map_err(|e| Error::internal("the local socket").caused_by(e))?;
+    pub async fn wait(mut self) -> Result<()> {
+        let early = tokio::select! {
+            served = &mut self.local => Some(served),
+            () = self.shutdown.begun() => None,
+        };
         self.shutdown.begin();
         let goodbye = office::say_goodbye(&self.parts.network, self.parts.presence.instance());
         tokio::join!(goodbye, self.parts.presence.leave());
         let patience = self.parts.settings.node.drain.get();
-        let (_, ()) = tokio::join!(self.shutdown.drained(), self.serving.stop(patience));
+        let local = async {
+            match early {
+                Some(served) => Ok(served),
+                // A program that does not take its answers does not keep the node.
+                None => tokio::time::timeout(patience, &mut self.local).await,
+            }
+        };
+        let (served, _, ()) = tokio::join!(local, self.shutdown.drained(), self.serving.stop(patience));
         self.parts.network.close().await;
         self.parts.store.clone().close().await;
-        served.map_err(|e| Error::new(Reason::IoFailed, "the local socket failed").caused_by(e))
+        match served {
+            Ok(Ok(served)) => served.map_err(|e| Error::new(Reason::IoFailed, "the local socket failed").caused_by(e)),
+            Ok(Err(error)) => Err(Error::internal("the local socket").caused_by(error)),
+            Err(_) => {
+                self.local.abort();
+                Ok(())
+            }
+        }
     }
 
     /// Tells systemd that the node is ready, how it is, and that it is alive. Does nothing without systemd.

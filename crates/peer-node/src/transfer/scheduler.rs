@@ -459,6 +459,12 @@ impl Scheduler {
         self.calls.get(&call).is_some_and(|c| c.left.is_empty())
     }
 
+    /// Gives sources that are not banned another chance with pieces that they did not have, or sent wrong. For when nothing
+    /// else is left to try.
+    pub fn forgive(&mut self) {
+        self.sources.values_mut().filter(|s| !s.banned).for_each(|s| s.refused.clear());
+    }
+
     /// Wrong pieces from a source, and whether it is banned.
     pub fn blame(&self, source: SourceKey) -> (u32, bool) {
         self.sources.get(&source).map_or((0, false), |s| (s.bad, s.banned))
@@ -629,7 +635,8 @@ impl Scheduler {
         for (low, high) in [(start, n), (0, start)] {
             let mut at = low;
             while seen < SAMPLES {
-                let found = if s.complete { self.fresh.next(at, high) } else { self.fresh.next_common(&s.have, at, high) };
+                let found =
+                    if s.complete { self.fresh.next(at, high) } else { self.fresh.next_common(&s.have, at, high) };
                 let Some(found) = found else { break };
                 at = found + 1;
                 seen += 1;
@@ -755,12 +762,8 @@ impl Scheduler {
 
     fn drop_from_calls(&mut self, piece: Piece) -> Vec<Action> {
         self.doubled.remove(&piece);
-        let holders: Vec<CallKey> = self
-            .calls
-            .iter()
-            .filter(|(_, call)| call.left.contains(&piece))
-            .map(|(key, _)| *key)
-            .collect();
+        let holders: Vec<CallKey> =
+            self.calls.iter().filter(|(_, call)| call.left.contains(&piece)).map(|(key, _)| *key).collect();
         let mut actions = Vec::new();
         for key in holders {
             self.take_from_call(key, piece);

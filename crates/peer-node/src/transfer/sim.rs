@@ -136,16 +136,38 @@ enum Event {
     Tick(usize),
     Tell(usize),
     /// `from` tells `to` of pieces.
-    Told { from: usize, to: usize, pieces: Vec<Piece> },
+    Told {
+        from: usize,
+        to: usize,
+        pieces: Vec<Piece>,
+    },
     /// A call reaches the source.
-    Call { from: usize, to: usize, call: CallKey, pieces: Vec<Piece> },
-    Cancelled { from: usize, to: usize, call: CallKey },
+    Call {
+        from: usize,
+        to: usize,
+        call: CallKey,
+        pieces: Vec<Piece>,
+    },
+    Cancelled {
+        from: usize,
+        to: usize,
+        call: CallKey,
+    },
     /// The source's line is free.
     Sent(usize),
     /// A quantum reaches the receiver's line.
-    Reached { from: usize, to: usize, call: CallKey, piece: Piece, bytes: u64, last: bool },
+    Reached {
+        from: usize,
+        to: usize,
+        call: CallKey,
+        piece: Piece,
+        bytes: u64,
+        last: bool,
+    },
     /// ... and has gone through it.
-    Taken { to: usize },
+    Taken {
+        to: usize,
+    },
 }
 
 #[derive(Debug, Default)]

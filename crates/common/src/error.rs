@@ -155,6 +155,8 @@ reasons! {
     AddressUnknown "ADDRESS_UNKNOWN" NotFound, "nothing that you may see has this address", "`atrium ls` shows what there is";
     AddressAmbiguous "ADDRESS_AMBIGUOUS" FailedPrecondition, "more than one node or share claims this name", "write the one that is meant with '~' and the beginning of its id, as the message lists them";
     PeerMisbehaves "PEER_MISBEHAVES" DataLoss, "the other node sent something that cannot be true", "tell the person of that node; its word was not taken";
+    TransferUnknown "TRANSFER_UNKNOWN" NotFound, "there is no such transfer here, or it ended more than a day ago", "`atrium transfers` shows all";
+    NoSource "NO_SOURCE" Unavailable, "no machine that has the missing parts can be reached now", "switch one of them on; the transfer goes on by itself";
     // State.
     ShuttingDown "SHUTTING_DOWN" Unavailable, "the server is shutting down", "try again in a few seconds";
     Starting "STARTING" Unavailable, "the server has just been started and is opening its data", "try again in a few seconds";

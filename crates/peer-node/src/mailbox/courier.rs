@@ -764,7 +764,7 @@ struct Wire(crate::transfer::peers::Channel);
 /// A call that did not come about.
 #[derive(Debug, thiserror::Error)]
 #[error("the other node could not be called")]
-struct CallFailed(#[source] crate::transfer::peers::BoxError);
+struct CallFailed(#[source] crate::transfer::peers::CallError);
 
 impl tower::Service<http::Request<tonic::body::Body>> for Wire {
     type Response = http::Response<tonic::body::Body>;

@@ -3,16 +3,37 @@
 use common::error::Result;
 use common::model::DeviceId;
 use futures_util::future::BoxFuture;
+use std::fmt;
 use std::time::Duration;
 use tokio::sync::broadcast;
 use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
 
 /// Cause of a call that did not come about.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+#[derive(Debug)]
+pub struct CallError(Box<dyn std::error::Error + Send + Sync>);
+
+impl CallError {
+    /// For this cause.
+    pub fn new(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the call did not come about")
+    }
+}
+
+impl std::error::Error for CallError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
+    }
+}
 
 /// What calls are made on.
-pub type Channel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, BoxError>;
+pub type Channel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, CallError>;
 
 /// How a node is reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,9 +2,14 @@
 
 use common::error::Error;
 use common::model::DeviceId;
+use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::model::TransferId;
+
+/// Over which the rate is measured.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// State of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -153,4 +158,122 @@ pub struct Progress {
     pub end_ms: u64,
     /// Done, and safe from a power cut. Follows [`State::Done`] within moments.
     pub settled: bool,
+}
+
+/// How fast a transfer is, over about a second.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    line_rate: Option<u64>,
+    moved: u64,
+    /// Time and bytes moved until then, the last second of them.
+    looks: VecDeque<(Duration, u64)>,
+    rate: u64,
+    peak: u64,
+    worked: Duration,
+    last: Duration,
+}
+
+impl Pace {
+    /// `line_rate`: bytes a second of this machine's line, if known.
+    pub fn new(line_rate: Option<u64>) -> Self {
+        let zero = Duration::ZERO;
+        Self { line_rate, moved: 0, looks: VecDeque::from([(zero, 0)]), rate: 0, peak: 0, worked: zero, last: zero }
+    }
+
+    /// Content came.
+    pub fn moved(&mut self, bytes: u64) {
+        self.moved += bytes;
+    }
+
+    /// To be called often, with the time since the beginning and whether it was at work.
+    pub fn tick(&mut self, now: Duration, at_work: bool) {
+        if at_work {
+            self.worked += now.saturating_sub(self.last);
+        }
+        self.last = now;
+        self.looks.push_back((now, self.moved));
+        while self.looks.len() > 2 && self.looks.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) > SECOND) {
+            self.looks.pop_front();
+        }
+        if let Some((then, bytes)) = self.looks.front().copied()
+            && now > then
+        {
+            self.rate = ((self.moved - bytes) as f64 / (now - then).as_secs_f64()) as u64;
+            self.peak = self.peak.max(self.rate);
+        }
+    }
+
+    /// Bytes a second now.
+    pub fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    /// Milliseconds at work.
+    pub fn worked_ms(&self) -> u64 {
+        u64::try_from(self.worked.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// True if the line gives no more.
+    pub fn is_near_line(&self) -> bool {
+        self.line_rate.is_some_and(|line| self.rate as f64 > line as f64 * 0.85)
+    }
+
+    /// Time used divided by the least time in which so many bytes could have come; 0 if that is not known. The lines of the
+    /// others are not known here: they are taken to be like this one, and this one to do what it says, or the most that was
+    /// seen. Then the floor is that of one node alone.
+    pub fn floor_ratio(&self, bytes: u64, elapsed_ms: u64) -> f64 {
+        let line = self.line_rate.unwrap_or(0).max(self.peak);
+        let down = line as f64;
+        if bytes == 0 || line == 0 {
+            return 0.0;
+        }
+        let floor =
+            floor_seconds(bytes as f64, &Lines { seeds_up: down, takers: 1, slowest_down: down, takers_up: 0.0 });
+        elapsed_ms as f64 / 1000.0 / floor
+    }
+}
+
+/// The lines of a swarm, bytes a second.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Lines {
+    /// What those that have everything can send together.
+    pub seeds_up: f64,
+    /// Nodes that fetch.
+    pub takers: u32,
+    /// What the slowest of them can take.
+    pub slowest_down: f64,
+    /// What they can send together.
+    pub takers_up: f64,
+}
+
+/// The least time in which everyone can have `bytes`, in seconds: `max(F/u_s, F/d_min, N·F/(u_s + Σu_i))`.
+pub fn floor_seconds(bytes: f64, lines: &Lines) -> f64 {
+    let all = f64::from(lines.takers) * bytes / (lines.seeds_up + lines.takers_up);
+    (bytes / lines.seeds_up).max(bytes / lines.slowest_down).max(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_is_the_one_of_the_books() {
+        let lines = |takers, seeds_up, takers_up| Lines { seeds_up, takers, slowest_down: 12.5e6, takers_up };
+        assert_eq!(floor_seconds(200e6, &lines(8, 12.5e6, 100e6)), 16.0);
+        assert_eq!(floor_seconds(200e6, &lines(8, 12.5e6, 0.0)), 128.0, "one server for all");
+        assert_eq!(floor_seconds(200e6, &lines(1, 1e6, 0.0)), 200.0);
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_last_second() {
+        let mut pace = Pace::new(None);
+        for n in 1..=50u32 {
+            pace.moved(if n <= 25 { 1000 } else { 3000 });
+            pace.tick(Duration::from_millis(100) * n, n % 2 == 0);
+        }
+        assert!((28_000..=30_000).contains(&pace.rate()), "{}", pace.rate());
+        assert_eq!(pace.worked_ms(), 2500);
+        let ratio = pace.floor_ratio(30_000, 2_000);
+        assert!((1.9..2.1).contains(&ratio), "{ratio}");
+    }
 }

@@ -14,7 +14,7 @@ use peer_node::mailbox::{
 use peer_node::model::{OfficeId, ParcelId, TransferId};
 use peer_node::net::NodeIdentity;
 use peer_node::source::{ChunkSource, Place};
-use peer_node::transfer::peers::{BoxError, Channel};
+use peer_node::transfer::peers::{CallError, Channel};
 use peer_node::transfer::{Limit, Order, PeerEvent, PeerLink, Peers, Progress, State, peers::Way};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -170,7 +170,7 @@ impl Peers for View {
                 let identity = NodeIdentity { device, key, way, member: true };
                 request.extensions_mut().insert(identity);
                 let service = service.clone();
-                async move { service.oneshot(request).await.map_err(|never| -> BoxError { Box::new(never) }) }
+                async move { service.oneshot(request).await.map_err(CallError::new) }
             });
             let channel = Channel::new(calls);
             let bulk = vec![channel.clone()];

@@ -9,3 +9,4 @@ mod net;
 mod program;
 mod program_office;
 mod relay;
+mod transfer;

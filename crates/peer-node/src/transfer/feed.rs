@@ -1,0 +1,238 @@
+//! News of chunks, for those who follow a scope.
+//!
+//! One log a scope, as long as somebody follows it or fetches it here; every follower has a position in it and takes what
+//! came since, so that a slow one costs nothing. The log keeps the last [`LOG_MAX`] entries; a follower that has fallen
+//! further behind begins anew.
+
+use super::plan::prefix;
+use crate::model::Scope;
+use common::model::{ChunkId, DeviceId};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::sync::watch;
+
+/// Entries that a log keeps.
+pub const LOG_MAX: usize = 1 << 18;
+/// Devices that are named to others.
+pub const TAKERS_MAX: usize = 512;
+
+/// The feeds of all scopes. Clones are handles to the same ones.
+#[derive(Clone, Default)]
+pub struct Feeds(Arc<Mutex<HashMap<Scope, Weak<Feed>>>>);
+
+/// The feed of one scope.
+pub struct Feed {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    served: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    log: VecDeque<([u8; 8], bool)>,
+    /// Position of the log's first entry.
+    base: u64,
+    /// Devices that take part, by the number of calls in which they said so.
+    takers: BTreeMap<DeviceId, u32>,
+    version: u64,
+}
+
+/// What came since a position.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct News {
+    /// Chunks that came.
+    pub have: Vec<[u8; 8]>,
+    /// Chunks that went.
+    pub lost: Vec<[u8; 8]>,
+    /// The position now.
+    pub position: u64,
+    /// The log does not reach back that far: ask for everything again.
+    pub gap: bool,
+}
+
+impl Feeds {
+    /// The feed of a scope, made if there is none.
+    pub fn of(&self, scope: &Scope) -> Arc<Feed> {
+        let mut all = self.0.lock();
+        if let Some(feed) = all.get(scope).and_then(Weak::upgrade) {
+            return feed;
+        }
+        all.retain(|_, feed| feed.strong_count() > 0);
+        let feed =
+            Arc::new(Feed { state: Mutex::default(), changed: watch::Sender::new(0), served: AtomicU64::new(0) });
+        all.insert(scope.clone(), Arc::downgrade(&feed));
+        feed
+    }
+
+    /// Tells those who follow a scope. Does nothing if nobody does.
+    pub fn publish(
+        &self,
+        scope: &Scope,
+        have: impl IntoIterator<Item = ChunkId>,
+        lost: impl IntoIterator<Item = ChunkId>,
+    ) {
+        let feed = self.0.lock().get(scope).and_then(Weak::upgrade);
+        if let Some(feed) = feed {
+            feed.publish(have, lost);
+        }
+    }
+}
+
+impl Feed {
+    /// Counts content that was given to others.
+    pub fn count_served(&self, bytes: u64) {
+        self.served.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Content given to others, since this feed was made.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Adds news.
+    pub fn publish(&self, have: impl IntoIterator<Item = ChunkId>, lost: impl IntoIterator<Item = ChunkId>) {
+        self.change(|state| {
+            let news =
+                have.into_iter().map(|c| (prefix(&c), true)).chain(lost.into_iter().map(|c| (prefix(&c), false)));
+            let before = state.log.len();
+            state.log.extend(news);
+            let changed = state.log.len() > before;
+            let over = state.log.len().saturating_sub(LOG_MAX);
+            state.log.drain(..over);
+            state.base += over as u64;
+            changed
+        });
+    }
+
+    /// A device takes part, until what is given back is dropped.
+    pub fn enter(self: &Arc<Self>, device: DeviceId) -> Taker {
+        self.change(|state| {
+            let room = state.takers.len() < TAKERS_MAX;
+            match state.takers.get_mut(&device) {
+                Some(calls) => *calls += 1,
+                None if room => drop(state.takers.insert(device, 1)),
+                None => {}
+            }
+            true
+        });
+        Taker { feed: self.clone(), device }
+    }
+
+    /// The position of what comes next.
+    pub fn position(&self) -> u64 {
+        let state = self.state.lock();
+        state.base + state.log.len() as u64
+    }
+
+    /// At most `limit` news since a position.
+    pub fn since(&self, position: u64, limit: usize) -> News {
+        let state = self.state.lock();
+        let end = state.base + state.log.len() as u64;
+        if position < state.base || position > end {
+            return News { position: end, gap: true, ..News::default() };
+        }
+        let mut news = News { position, ..News::default() };
+        for (chunk, here) in state.log.iter().skip((position - state.base) as usize).take(limit) {
+            if *here {
+                news.have.push(*chunk)
+            } else {
+                news.lost.push(*chunk)
+            }
+            news.position += 1;
+        }
+        news
+    }
+
+    /// The devices that take part.
+    pub fn takers(&self) -> BTreeSet<DeviceId> {
+        self.state.lock().takers.keys().copied().collect()
+    }
+
+    /// Follows changes of any kind.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn change(&self, f: impl FnOnce(&mut State) -> bool) {
+        let mut state = self.state.lock();
+        if f(&mut state) {
+            state.version += 1;
+            let version = state.version;
+            drop(state);
+            self.changed.send_replace(version);
+        }
+    }
+}
+
+/// A device that takes part.
+pub struct Taker {
+    feed: Arc<Feed>,
+    device: DeviceId,
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        self.feed.change(|state| {
+            if let Some(calls) = state.takers.get_mut(&self.device) {
+                *calls -= 1;
+                if *calls == 0 {
+                    state.takers.remove(&self.device);
+                }
+            }
+            true
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ShareId;
+
+    fn chunk(n: u32) -> ChunkId {
+        ChunkId::of(&n.to_le_bytes())
+    }
+
+    #[test]
+    fn followers_get_what_came_since_their_position() {
+        let feeds = Feeds::default();
+        let scope = Scope::Share(ShareId::generate());
+        feeds.publish(&scope, [chunk(0)], []);
+        let feed = feeds.of(&scope);
+        assert_eq!(feed.position(), 0, "nobody followed");
+        let changed = feed.subscribe();
+        feeds.publish(&scope, [chunk(1), chunk(2)], [chunk(3)]);
+        assert!(changed.has_changed().unwrap());
+        let first = feed.since(0, 2);
+        assert_eq!((first.have, first.lost, first.position), (vec![prefix(&chunk(1)), prefix(&chunk(2))], vec![], 2));
+        let rest = feed.since(2, 10);
+        assert_eq!((rest.have, rest.lost, rest.position), (vec![], vec![prefix(&chunk(3))], 3));
+        assert!(feed.since(4, 1).gap);
+    }
+
+    #[test]
+    fn the_log_is_bounded_and_says_so() {
+        let feeds = Feeds::default();
+        let scope = Scope::Share(ShareId::generate());
+        let feed = feeds.of(&scope);
+        feed.publish((0..LOG_MAX as u32 + 10).map(chunk), []);
+        assert!(feed.since(5, 10).gap);
+        let news = feed.since(10, usize::MAX);
+        assert_eq!((news.have.len(), news.gap), (LOG_MAX, false));
+    }
+
+    #[test]
+    fn who_takes_part_is_known_as_long_as_a_call_says_so() {
+        let feed = Feeds::default().of(&Scope::Share(ShareId::generate()));
+        let (one, again, two) =
+            (feed.enter(DeviceId([1; 32])), feed.enter(DeviceId([1; 32])), feed.enter(DeviceId([2; 32])));
+        assert_eq!(feed.takers().len(), 2);
+        drop(one);
+        drop(two);
+        assert_eq!(feed.takers().into_iter().collect::<Vec<_>>(), [DeviceId([1; 32])]);
+        drop(again);
+        assert!(feed.takers().is_empty());
+    }
+}

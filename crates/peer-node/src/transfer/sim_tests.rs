@@ -1,0 +1,130 @@
+//! The swarm in virtual time. A failing seed is printed; put it into the list of kept ones.
+
+use super::sim::{Random, SimNode, SimOutcome, SimSetup, floor, lengths, run};
+
+const MBIT_100: f64 = 12.5e6;
+
+fn swarm(seed: u64, takers: usize, total: u64, rate: f64) -> SimSetup {
+    let mut nodes = vec![SimNode { seed: true, ..SimNode::new(rate) }];
+    nodes.extend((0..takers).map(|_| SimNode::new(rate)));
+    let pieces = lengths(total, &mut Random::new(seed + 1_000));
+    SimSetup { seed, nodes, pieces, latency_us: 300, until_us: 100_000_000_000 }
+}
+
+fn total(setup: &SimSetup) -> u64 {
+    setup.pieces.iter().map(|l| u64::from(*l)).sum()
+}
+
+/// Every node that lives to the end has everything.
+fn check(setup: &SimSetup, outcome: &SimOutcome) {
+    for (n, node) in setup.nodes.iter().enumerate() {
+        let lives = node.dies_us == u64::MAX && !node.seed;
+        assert!(!lives || outcome.done_us[n].is_some(), "seed {}: node {n} never had everything", setup.seed);
+    }
+}
+
+fn ratios(setup: &SimSetup) -> (f64, f64, f64) {
+    let outcome = run(setup);
+    check(setup, &outcome);
+    let floor = floor(setup);
+    (outcome.last() / floor, outcome.median() / floor, outcome.sent[0] as f64 / total(setup) as f64)
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+#[test]
+fn eight_nodes_are_near_the_floor() {
+    let all: Vec<_> = (0..9).map(|seed| ratios(&swarm(seed, 8, 200_000_000, MBIT_100))).collect();
+    for (seed, (last, _, copies)) in all.iter().enumerate() {
+        println!("8 x 200 MB, seed {seed}: last {last:.3} x floor, seed sent {copies:.3} copies");
+        assert!(*last <= 1.15 && *copies <= 1.15, "seed {seed}");
+    }
+    assert!(median(all.iter().map(|a| a.0).collect()) <= 1.11);
+    assert!(median(all.iter().map(|a| a.2).collect()) <= 1.12);
+}
+
+#[test]
+fn twenty_nodes_are_near_the_floor() {
+    let (last, half, copies) = ratios(&swarm(1, 20, 400_000_000, MBIT_100));
+    println!("20 x 400 MB: last {last:.3}, median {half:.3} x floor, seed sent {copies:.3} copies");
+    assert!(last <= 1.25 && half <= 1.15 && copies <= 1.15);
+}
+
+#[test]
+fn small_swarms_come_to_an_end_near_the_floor() {
+    // Few pieces: each one weighs more, and the floor knows nothing of pieces.
+    for seed in 0..150 {
+        let mut random = Random::new(seed);
+        let takers = 2 + random.below(6) as usize;
+        let setup = swarm(seed, takers, 40_000_000, MBIT_100);
+        let (last, _, copies) = ratios(&setup);
+        assert!(last <= 1.75, "seed {seed}: {last:.2} x floor with {takers} nodes");
+        assert!(copies <= 1.75, "seed {seed}: {copies:.2} copies with {takers} nodes");
+    }
+}
+
+#[test]
+fn nothing_is_sent_twice_without_need() {
+    for seed in 0..50 {
+        let setup = swarm(seed, 4, 60_000_000, MBIT_100);
+        let outcome = run(&setup);
+        check(&setup, &outcome);
+        let received: u64 = outcome.received.iter().sum();
+        let over = received as f64 / (4 * total(&setup)) as f64;
+        assert!(over <= 1.08, "seed {seed}: {over:.3} times what was needed");
+    }
+}
+
+#[test]
+fn dead_lying_late_and_slow_nodes_hold_nobody_up() {
+    for seed in 0..200 {
+        let mut random = Random::new(seed * 31);
+        let takers = 4 + random.below(4) as usize;
+        let mut setup = swarm(seed, takers, 25_000_000, MBIT_100);
+        setup.nodes.push(SimNode { seed: true, ..SimNode::new(MBIT_100 / 2.0) });
+        let mut liars = 0;
+        for n in 1..=takers {
+            let node = &mut setup.nodes[n];
+            match random.below(6) {
+                0 => node.dies_us = random.below(4_000_000),
+                1 if liars < 2 => {
+                    node.liar = true;
+                    liars += 1;
+                }
+                2 => node.joins_us = random.below(3_000_000),
+                3 => (node.up, node.down) = (MBIT_100 / 10.0, MBIT_100 / 4.0),
+                _ => {}
+            }
+        }
+        if random.below(3) == 0 {
+            // The first source goes; another one that has everything stays.
+            setup.nodes[0].dies_us = random.below(3_000_000);
+        }
+        let outcome = run(&setup);
+        check(&setup, &outcome);
+        for (n, banned) in outcome.banned.iter().enumerate() {
+            assert!(banned.iter().all(|b| setup.nodes[*b].liar), "seed {seed}: node {n} banned an honest one");
+        }
+    }
+}
+
+#[test]
+fn fast_sources_are_used_more() {
+    for seed in 0..20 {
+        let mut setup = swarm(seed, 1, 60_000_000, 40e6);
+        setup.nodes[0].up = 10e6;
+        setup.nodes.push(SimNode { seed: true, ..SimNode::new(2e6) });
+        let outcome = run(&setup);
+        check(&setup, &outcome);
+        let part = outcome.sent[0] as f64 / outcome.sent[2] as f64;
+        assert!(
+            (3.0..8.0).contains(&part),
+            "seed {seed}: {part:.1} times as much from the one that is 5 times as fast"
+        );
+        let ratio = outcome.last() / (60e6 / 12e6);
+        assert!(ratio <= 1.15, "seed {seed}: {ratio:.2}");
+    }
+}

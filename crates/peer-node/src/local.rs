@@ -6,17 +6,24 @@
 //! Handlers read the request, call the module that knows, and write the answer; nothing is decided here. Lists are
 //! bounded as `node.proto` says; a stream whose reader is slow makes its source wait.
 
+mod cat;
+mod copies;
 mod guard;
+mod mailbox;
 mod office;
 mod peers;
 mod shares;
 mod status;
+mod transfers;
 
 use crate::catalogue::Catalogue;
+use crate::mailbox::Mailbox;
 use crate::net::Network;
 use crate::office::Office;
 use crate::presence::Presence;
 use crate::settings::Settings;
+use crate::transfer::Transfers;
+use crate::twoway::TwoWay;
 use common::clock::SharedClock;
 use common::error::{Error, Reason, Result};
 use common::identity::DeviceKey;
@@ -55,6 +62,12 @@ pub struct Parts {
     pub presence: Presence,
     /// What is shared, here and elsewhere.
     pub catalogue: Catalogue,
+    /// What is fetched.
+    pub transfers: Transfers,
+    /// What is sent.
+    pub mailbox: Mailbox,
+    /// Copies of two-way shares.
+    pub twoway: TwoWay,
 }
 
 /// The local service. Clones share everything.
@@ -204,22 +217,25 @@ impl NodeService for Local {
         reply(Ok(self.parts.list_local_shares()))
     }
 
-    async fn mirror_share(&self, _: Request<peer::MirrorShareRequest>) -> Result<Response<peer::LocalShare>, Status> {
-        unknown()
+    async fn mirror_share(
+        &self,
+        request: Request<peer::MirrorShareRequest>,
+    ) -> Result<Response<peer::LocalShare>, Status> {
+        reply(self.parts.mirror_share(request.into_inner()).await)
     }
 
     async fn list_conflicts(
         &self,
-        _: Request<peer::ListConflictsRequest>,
+        request: Request<peer::ListConflictsRequest>,
     ) -> Result<Response<peer::ListConflictsResponse>, Status> {
-        unknown()
+        reply(Ok(self.parts.list_conflicts(request.get_ref())))
     }
 
     async fn resolve_conflict(
         &self,
-        _: Request<peer::ResolveConflictRequest>,
+        request: Request<peer::ResolveConflictRequest>,
     ) -> Result<Response<peer::ResolveConflictResponse>, Status> {
-        unknown()
+        reply(self.parts.resolve_conflict(request.into_inner()).await)
     }
 
     async fn list(&self, request: Request<peer::ListRequest>) -> Result<Response<peer::ListResponse>, Status> {
@@ -234,75 +250,81 @@ impl NodeService for Local {
 
     type GetStream = Answers<peer::TransferProgress>;
 
-    async fn get(&self, _: Request<peer::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
-        unknown()
+    async fn get(&self, request: Request<peer::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        reply(self.parts.get(request.into_inner()).await)
     }
 
     type CatStream = Answers<peer::CatResponse>;
 
-    async fn cat(&self, _: Request<peer::CatRequest>) -> Result<Response<Self::CatStream>, Status> {
-        unknown()
+    async fn cat(&self, request: Request<peer::CatRequest>) -> Result<Response<Self::CatStream>, Status> {
+        reply(self.parts.cat(&request.get_ref().address).await.map(ReceiverStream::new))
     }
 
     async fn list_transfers(
         &self,
         _: Request<peer::ListTransfersRequest>,
     ) -> Result<Response<peer::ListTransfersResponse>, Status> {
-        unknown()
+        reply(Ok(self.parts.list_transfers()))
     }
 
     type WatchTransferStream = Answers<peer::TransferProgress>;
 
     async fn watch_transfer(
         &self,
-        _: Request<peer::WatchTransferRequest>,
+        request: Request<peer::WatchTransferRequest>,
     ) -> Result<Response<Self::WatchTransferStream>, Status> {
-        unknown()
+        reply(self.parts.watch_transfer(&request.get_ref().transfer_id))
     }
 
     async fn control_transfer(
         &self,
-        _: Request<peer::ControlTransferRequest>,
+        request: Request<peer::ControlTransferRequest>,
     ) -> Result<Response<peer::TransferProgress>, Status> {
-        unknown()
+        reply(self.parts.control_transfer(request.into_inner()).await)
     }
 
-    async fn set_limits(&self, _: Request<peer::SetLimitsRequest>) -> Result<Response<peer::Limits>, Status> {
-        unknown()
+    async fn set_limits(&self, request: Request<peer::SetLimitsRequest>) -> Result<Response<peer::Limits>, Status> {
+        reply(self.parts.set_limits(request.into_inner()).await)
     }
 
     type SendStream = Answers<peer::SendResponse>;
 
-    async fn send(&self, _: Request<Streaming<peer::SendRequest>>) -> Result<Response<Self::SendStream>, Status> {
-        unknown()
+    async fn send(&self, request: Request<Streaming<peer::SendRequest>>) -> Result<Response<Self::SendStream>, Status> {
+        reply(self.parts.send(request.into_inner()).await)
     }
 
     async fn list_inbox(
         &self,
         _: Request<peer::ListInboxRequest>,
     ) -> Result<Response<peer::ListInboxResponse>, Status> {
-        unknown()
+        reply(Ok(self.parts.list_inbox()))
     }
 
-    async fn answer_parcel(&self, _: Request<peer::AnswerParcelRequest>) -> Result<Response<peer::InboxItem>, Status> {
-        unknown()
+    async fn answer_parcel(
+        &self,
+        request: Request<peer::AnswerParcelRequest>,
+    ) -> Result<Response<peer::InboxItem>, Status> {
+        reply(self.parts.answer_parcel(request.into_inner()).await)
     }
 
     async fn list_outbox(
         &self,
         _: Request<peer::ListOutboxRequest>,
     ) -> Result<Response<peer::ListOutboxResponse>, Status> {
-        unknown()
+        reply(Ok(self.parts.list_outbox()))
     }
 
-    async fn cancel_parcel(&self, _: Request<peer::CancelParcelRequest>) -> Result<Response<peer::OutboxItem>, Status> {
-        unknown()
+    async fn cancel_parcel(
+        &self,
+        request: Request<peer::CancelParcelRequest>,
+    ) -> Result<Response<peer::OutboxItem>, Status> {
+        reply(self.parts.cancel_parcel(request.into_inner()).await)
     }
 
     async fn set_accept_rules(
         &self,
-        _: Request<peer::SetAcceptRulesRequest>,
+        request: Request<peer::SetAcceptRulesRequest>,
     ) -> Result<Response<peer::AcceptRules>, Status> {
-        unknown()
+        reply(self.parts.set_accept_rules(request.into_inner()).await)
     }
 }

@@ -3,6 +3,8 @@
 //! A peer runs as the person whose files it serves, so three places depend on who starts it. They are empty in
 //! [`Settings`] unless somebody named them, and filled by [`Settings::resolve`].
 
+use crate::mailbox::{MailboxSettings, Rules};
+use crate::transfer::{self, TransferSettings};
 use common::error::{Error, Reason, Result};
 use common::model::EntryName;
 use common::settings::{ByteSize, HumanDuration, Problems};
@@ -281,6 +283,37 @@ impl Settings {
         Ok(self)
     }
 
+    /// How transfers are kept and run.
+    pub fn transfers(&self) -> TransferSettings {
+        let limits = transfer::Limits {
+            upload_rate: self.limits.upload.bytes(),
+            download_rate: self.limits.download.bytes(),
+            schedule: self.limits.schedule.clone(),
+            yields: self.limits.yields,
+        };
+        TransferSettings { limits, ..TransferSettings::new(self.node.state_directory.join("transfers")) }
+    }
+
+    /// Where parcels are, how much there may be of them, and who may send without asking.
+    pub fn mailbox(&self) -> MailboxSettings {
+        let everyone = |name: &String| name == crate::office::EVERYONE;
+        MailboxSettings {
+            directory: self.node.state_directory.join("mailbox"),
+            inbox: self.inbox.directory.clone(),
+            keep: self.outbox.keep.get(),
+            outbox_bytes: self.outbox.limit.bytes(),
+            keeper: self.outbox.keeper,
+            keeper_bytes: self.outbox.keeper_limit.bytes(),
+            rules: Rules {
+                accept: self.inbox.accept.iter().filter(|name| !everyone(name)).cloned().collect(),
+                accept_all: self.inbox.accept.iter().any(everyone),
+                ask_above_bytes: self.inbox.ask_above.bytes(),
+                directory: self.inbox.directory.clone(),
+                ..Rules::default()
+            },
+        }
+    }
+
     /// What this machine is called unless somebody says otherwise: the setting, or the host name up to its first dot.
     pub fn machine_name(&self) -> String {
         if !self.node.name.is_empty() {
@@ -349,6 +382,10 @@ impl common::settings::Settings for Settings {
         problems.require(is_unit(&self.node.unit), "node.unit", "must be names joined by '/', or empty");
         for seed in self.discovery.seeds.iter().filter(|s| !is_seed(s)) {
             problems.add("discovery.seeds", format!("{seed:?} is no host:port"));
+        }
+        let limits = transfer::Limits { schedule: self.limits.schedule.clone(), ..transfer::Limits::default() };
+        if let Err(error) = limits.check() {
+            problems.add("limits.schedule", error.message());
         }
         if let Err(error) = common::telemetry::check_filter(&self.log.level) {
             problems.add("log.level", error);

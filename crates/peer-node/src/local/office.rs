@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Addresses that a host name may lead to, and that are tried.
 const TRIED: usize = 8;
 
-fn timestamp(ms: u64) -> prost_types::Timestamp {
+pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: (ms / 1000) as i64, nanos: (ms % 1000 * 1_000_000) as i32 }
 }
 

@@ -10,6 +10,8 @@ use tonic::Status;
 
 /// Items of a page unless the caller says.
 const PAGE: u32 = 1_000;
+/// Problems of a share that are told.
+const PROBLEMS_MAX: usize = 100;
 /// Most items of a page, and of a search.
 const PAGE_MAX: u32 = 10_000;
 
@@ -29,27 +31,6 @@ fn limited(wanted: u32) -> usize {
 fn timestamp_ns(ns: i64) -> prost_types::Timestamp {
     let (seconds, nanos) = (ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
     prost_types::Timestamp { seconds, nanos: nanos as i32 }
-}
-
-fn wire_share(s: LocalShare) -> peer::LocalShare {
-    let terms = s.record.terms();
-    peer::LocalShare {
-        share_id: s.record.share().to_string(),
-        name: s.record.name().to_owned(),
-        address: s.address,
-        path: s.path.to_string_lossy().into_owned(),
-        grants: terms.grants.clone(),
-        two_way: terms.two_way,
-        mirror: s.mirror,
-        file_count: s.head.file_count,
-        total_bytes: s.head.total_bytes,
-        // A scan that has just begun has seen nothing yet, and is none the less one.
-        scanning_count: s.scanning.map_or(0, |n| n.max(1)),
-        conflict_count: 0,
-        problems: s.problems,
-        ignore_rules: terms.ignore_rules.clone(),
-        missing_count: 0,
-    }
 }
 
 fn wire_item(i: Item) -> peer::Item {
@@ -79,6 +60,29 @@ fn wire_item(i: Item) -> peer::Item {
 }
 
 impl Parts {
+    pub(super) fn wire_share(&self, s: LocalShare) -> peer::LocalShare {
+        let terms = s.record.terms();
+        let copy = self.twoway.status(&s.record.share()).unwrap_or_default();
+        let problems = s.problems.into_iter().chain(copy.problems).take(PROBLEMS_MAX);
+        peer::LocalShare {
+            share_id: s.record.share().to_string(),
+            name: s.record.name().to_owned(),
+            address: s.address,
+            path: s.path.to_string_lossy().into_owned(),
+            grants: terms.grants.clone(),
+            two_way: terms.two_way,
+            mirror: s.mirror,
+            file_count: s.head.file_count,
+            total_bytes: s.head.total_bytes,
+            // A scan that has just begun has seen nothing yet, and is none the less one.
+            scanning_count: s.scanning.map_or(0, |n| n.max(1)),
+            conflict_count: u32::try_from(copy.conflicts).unwrap_or(u32::MAX),
+            problems: problems.collect(),
+            ignore_rules: terms.ignore_rules.clone(),
+            missing_count: copy.missing,
+        }
+    }
+
     pub(super) async fn create_share(&self, r: peer::CreateShareRequest) -> Result<peer::LocalShare> {
         let new = NewShare {
             path: absolute(&r.path, "path")?,
@@ -87,7 +91,7 @@ impl Parts {
             two_way: r.two_way,
             ignore_rules: r.ignore_rules,
         };
-        self.catalogue.share(new).await.map(wire_share)
+        Ok(self.wire_share(self.catalogue.share(new).await?))
     }
 
     pub(super) async fn update_share(&self, r: peer::UpdateShareRequest) -> Result<peer::LocalShare> {
@@ -97,15 +101,21 @@ impl Parts {
             ignore_rules: r.ignore_rules,
             two_way: r.two_way,
         };
-        self.catalogue.update(&r.share, change).await.map(wire_share)
+        Ok(self.wire_share(self.catalogue.update(&r.share, change).await?))
     }
 
     pub(super) async fn remove_share(&self, r: peer::RemoveShareRequest) -> Result<peer::RemoveShareResponse> {
-        self.catalogue.unshare(&r.share).await.map(|()| peer::RemoveShareResponse {})
+        match self.catalogue.local_share(&r.share)?.mirror {
+            true => self.twoway.remove(&r.share).await?,
+            false => self.catalogue.unshare(&r.share).await?,
+        }
+        Ok(peer::RemoveShareResponse {})
     }
 
     pub(super) fn list_local_shares(&self) -> peer::ListLocalSharesResponse {
-        peer::ListLocalSharesResponse { shares: self.catalogue.local_shares().into_iter().map(wire_share).collect() }
+        peer::ListLocalSharesResponse {
+            shares: self.catalogue.local_shares().into_iter().map(|s| self.wire_share(s)).collect(),
+        }
     }
 
     pub(super) async fn list(&self, r: peer::ListRequest) -> Result<peer::ListResponse> {

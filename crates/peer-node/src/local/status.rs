@@ -26,6 +26,7 @@ impl Parts {
     pub(super) fn status(&self) -> peer::GetStatusResponse {
         let view = self.office.view();
         let own = view.member(&view.me());
+        let (outbox, inbox) = self.parcel_counts();
         peer::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device_id: self.key.device_id().to_string(),
@@ -36,6 +37,9 @@ impl Parts {
             member_count: count(view.present().count()),
             connected_count: count(self.network.neighbours().len()),
             share_count: count(self.catalogue.local_shares().iter().filter(|s| !s.mirror).count()),
+            transfer_count: count(self.transfer_count()),
+            outbox_count: count(outbox),
+            inbox_waiting_count: count(inbox),
             server: view.server().map(|s| s.server.clone()).unwrap_or_default(),
             revoked: view.revoked(&view.me()),
             problems: self.problems(),

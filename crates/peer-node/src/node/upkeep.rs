@@ -111,7 +111,7 @@ impl Parts {
             addresses: self.network.addresses(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             relays: self.network.relays(),
-            keeps_parcels: false,
+            keeps_parcels: self.settings.outbox.keeper,
             instance: self.presence.instance(),
         }
     }

@@ -67,7 +67,7 @@ fn the_example_shows_each_value_as_it_would_be_printed() {
 fn values_out_of_range_are_all_named() {
     let text = "[node]\nstate_directory = 'here'\nlisten = []\nname = 'a/b'\nunit = 'sales//x'\n\
         [discovery]\nbeacon_port = 0\nseeds = ['a b']\n[outbox]\nkeep = '1s'\n\
-        [index]\nrescan_interval = '0s'\n[log]\nlevel = 'loud'\n";
+        [index]\nrescan_interval = '0s'\n[limits]\nschedule = 'sometimes'\n[log]\nlevel = 'loud'\n";
     let error = load(text).expect_err("refused");
     let text = error.message();
     for key in [
@@ -78,12 +78,13 @@ fn values_out_of_range_are_all_named() {
         "discovery.beacon_port",
         "discovery.seeds",
         "outbox.keep",
+        "limits.schedule",
         "index.rescan_interval",
         "log.level",
     ] {
         assert!(text.contains(key), "{key} is missing in {text}");
     }
-    assert!(text.starts_with("9 mistakes"), "{text}");
+    assert!(text.starts_with("10 mistakes"), "{text}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::peer::{self, Peer};
 use common::error::{Error, Reason, Result};
 use common::status::from_status;
 use proto::peer::v1 as wire;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tonic::Streaming;
@@ -28,8 +29,8 @@ pub(in crate::commands) async fn get(c: &Context, args: Get) -> Result<Exit> {
     if args.version_number.is_some() {
         return Err(usage("machines share the present version only", "leave --version out"));
     }
-    let text = destination.as_os_str().as_encoded_bytes();
-    if sources.len() > 1 || text.ends_with(b"/") {
+    let into = sources.len() > 1 || is_directory_by_name(&destination);
+    if into {
         std::fs::create_dir_all(&destination)?;
     }
     let request = wire::GetRequest {
@@ -37,6 +38,7 @@ pub(in crate::commands) async fn get(c: &Context, args: Get) -> Result<Exit> {
         destination: absolute_text(&destination)?,
         overwrite: args.overwrite,
         cancel_on_disconnect: false,
+        exact: sources.len() == 1 && !into,
     };
     let peer = c.peer()?;
     let stream = call(peer.client().get(request)).await?;
@@ -44,8 +46,9 @@ pub(in crate::commands) async fn get(c: &Context, args: Get) -> Result<Exit> {
         return detach(c, stream).await;
     }
     let mut pause = PauseOnStop::new(c);
-    let done = follow(c, stream, &mut pause).await?;
-    c.out.changed(&done, summary)?;
+    for done in follow(c, stream, &mut pause).await? {
+        c.out.changed(&done, summary)?;
+    }
     Ok(Exit::Ok)
 }
 
@@ -67,6 +70,13 @@ fn divide(paths: &[String]) -> Result<(Vec<Address>, PathBuf)> {
     Ok((rest.iter().map(address).collect::<Result<_>>()?, PathBuf::from(last)))
 }
 
+/// "plans/", ".", "..", "x/..": a directory that things go into, not a name for a new one.
+fn is_directory_by_name(path: &Path) -> bool {
+    let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    slash || !matches!(path.components().next_back(), Some(std::path::Component::Normal(_)))
+}
+
+/// Tells the transfers that have begun, and leaves them alone.
 async fn detach(c: &Context, mut stream: Streaming<wire::TransferProgress>) -> Result<Exit> {
     let first = stream.message().await.map_err(|s| from_status(&s))?;
     let first = first.ok_or_else(|| Error::internal("the peer said nothing about the transfer"))?;
@@ -78,48 +88,53 @@ async fn detach(c: &Context, mut stream: Streaming<wire::TransferProgress>) -> R
     Ok(Exit::Ok)
 }
 
-/// Shows progress until the end; the last state if it went well.
+/// Shows progress until the end; the last states of those that are done.
 pub(super) async fn follow(
     c: &Context,
     mut stream: Streaming<wire::TransferProgress>,
     pause: &mut PauseOnStop,
-) -> Result<PeerTransfer> {
+) -> Result<Vec<PeerTransfer>> {
     let mut display = Display::new(&c.out);
-    let mut last = None;
+    let (mut done, mut open) = (Vec::new(), None);
     while let Some(progress) = stream.message().await.map_err(|s| from_status(&s))? {
-        pause.is_under_way(&progress.transfer_id);
         let problem = progress.problem.clone();
         let state = State::try_from(progress.state).unwrap_or(State::Unspecified);
         let shown = PeerTransfer::from(progress);
+        if matches!(state, State::Done | State::Failed | State::Cancelled) {
+            pause.has_ended(&shown.id);
+            open = None;
+        } else {
+            pause.is_under_way(&shown.id);
+        }
         match state {
+            State::Done => done.push(shown),
             State::Failed => {
-                pause.has_ended();
                 return Err(problem.map_or_else(|| Error::internal("the transfer failed"), error_of));
             }
             State::Cancelled => {
-                pause.has_ended();
                 return Err(Error::new(Reason::Cancelled, "the transfer was cancelled")
                     .why_is("somebody cancelled it: `atrium transfers cancel`")
                     .fix_is("give the same command again"));
             }
-            _ => display.show(&shown, Instant::now()),
+            _ => {
+                display.show(&shown, Instant::now());
+                open = Some(shown);
+            }
         }
-        last = Some(shown);
     }
-    pause.has_ended();
-    drop(display);
-    match last {
-        Some(done) if done.state == "done" => Ok(done),
-        Some(other) => Err(Error::new(Reason::Cancelled, "the peer stopped telling how far the transfer is")
-            .why_is(format!("the transfer is {}; {}", other.state, text(&other)))
-            .fix_is(format!("atrium transfers watch {}", other.id))),
+    pause.have_all_ended();
+    match open {
+        None if !done.is_empty() => Ok(done),
         None => Err(Error::internal("the peer said nothing about the transfer")),
+        Some(other) => Err(Error::new(Reason::ShuttingDown, "the peer stopped telling how far the transfer is")
+            .why_is(format!("the transfer is {}: {}", other.state, text(&other)))
+            .fix_is(format!("atrium transfers watch {}", other.id))),
     }
 }
 
 /// Pauses a transfer that is under way when the command is stopped: Ctrl-C ends the traffic, and what is there stays.
 pub(super) struct PauseOnStop {
-    id: String,
+    ids: BTreeSet<String>,
     active: bool,
     out: Output,
     global: Global,
@@ -127,7 +142,7 @@ pub(super) struct PauseOnStop {
 
 impl PauseOnStop {
     pub(super) fn new(c: &Context) -> Self {
-        Self { id: String::new(), active: true, out: c.out.clone(), global: c.global.clone() }
+        Self { ids: BTreeSet::new(), active: true, out: c.out.clone(), global: c.global.clone() }
     }
 
     /// For those who only watch.
@@ -139,40 +154,47 @@ impl PauseOnStop {
 
     fn is_under_way(&mut self, id: &str) {
         if self.active {
-            id.clone_into(&mut self.id);
+            self.ids.insert(id.to_owned());
         }
     }
 
-    fn has_ended(&mut self) {
-        self.id.clear();
+    fn has_ended(&mut self, id: &str) {
+        self.ids.remove(id);
+    }
+
+    fn have_all_ended(&mut self) {
+        self.ids.clear();
     }
 }
 
 impl Drop for PauseOnStop {
     fn drop(&mut self) {
-        if self.id.is_empty() {
+        if self.ids.is_empty() {
             return;
         }
-        let (id, global, out) = (std::mem::take(&mut self.id), self.global.clone(), self.out.clone());
+        let (ids, global, out) = (std::mem::take(&mut self.ids), self.global.clone(), self.out.clone());
         // The command is being dropped and can wait for nothing; the program waits for its threads.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || {
-                if pause(&global, &id).is_ok() {
-                    out.note(&format!("paused; go on with the same command, or: atrium transfers resume {id}"));
+                if pause(&global, &ids).is_ok() {
+                    let all = ids.into_iter().collect::<Vec<_>>().join(" ");
+                    out.note(&format!("paused; go on with the same command, or: atrium transfers resume {all}"));
                 }
             });
         }
     }
 }
 
-fn pause(global: &Global, id: &str) -> Result<()> {
+fn pause(global: &Global, ids: &BTreeSet<String>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let request = wire::ControlTransferRequest {
-            transfer_id: id.to_owned(),
-            verb: wire::control_transfer_request::Verb::Pause as i32,
-        };
-        call(peer::peer(global)?.client().control_transfer(request)).await.map(|_| ())
+        let mut client = peer::peer(global)?.client();
+        let verb = wire::control_transfer_request::Verb::Pause as i32;
+        for id in ids {
+            let request = wire::ControlTransferRequest { transfer_id: id.clone(), verb };
+            call(client.control_transfer(request)).await?;
+        }
+        Ok(())
     })
 }
 

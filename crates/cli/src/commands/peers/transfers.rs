@@ -54,8 +54,9 @@ fn line(t: &PeerTransfer) -> String {
 async fn watch(c: &Context, id: &str) -> Result<Exit> {
     let transfer_id = whole_id(c, id).await?;
     let stream = call(c.peer()?.client().watch_transfer(wire::WatchTransferRequest { transfer_id })).await?;
-    let done = follow(c, stream, &mut PauseOnStop::never(c)).await?;
-    c.out.changed(&done, summary)?;
+    for done in follow(c, stream, &mut PauseOnStop::never(c)).await? {
+        c.out.changed(&done, summary)?;
+    }
     Ok(Exit::Ok)
 }
 

@@ -8,4 +8,7 @@ mod mailbox;
 mod net;
 mod program;
 mod program_office;
+mod presence;
+mod presence_lab;
+mod presence_node;
 mod relay;

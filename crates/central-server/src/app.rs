@@ -32,6 +32,7 @@ pub mod remembered;
 pub mod retention;
 pub mod rights;
 pub mod sessions;
+pub mod tickets;
 pub mod trash;
 pub mod tree;
 pub mod uploads;

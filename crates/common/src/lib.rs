@@ -18,5 +18,6 @@ pub mod shutdown;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod ticket;
 pub mod tls;
 pub mod wire;

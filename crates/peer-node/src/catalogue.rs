@@ -6,7 +6,7 @@
 //! *record*, signed by the owner, says who may do what; whoever holds anything of a share checks each asker against it.
 //!
 //! ```text
-//!   manage    share, unshare, update, mirror           resolve  addresses, listing, search, over all nodes
+//!   manage    share, unshare, update, mirror           resolve, search  addresses and listing, over all nodes
 //!   keeper ─▶ scan ─▶ index ◀── source  (ChunkSource)  names    hierarchical names, without IO
 //!      ▲                ▲                              remote   other nodes' shares: asking, checking, keeping
 //!   events              └────── grpc    (CatalogueService)
@@ -61,6 +61,7 @@ mod remote;
 mod resolve;
 pub mod rules;
 pub mod scan;
+mod search;
 mod source;
 
 pub use access::{Alone, ChannelError, Node, PeerChannel, Peers, Roster};
@@ -69,8 +70,9 @@ pub use index::{Adoption, Hold, IndexHandle, IndexHead};
 pub use manage::{LocalShare, NewShare, ShareChange};
 pub use record::{ShareRecord, Terms};
 pub use remote::{IndexPage, IndexReader, RemoteShare};
-pub use resolve::{Found, Item, ItemKind, Page, Resolved, TreeFile};
+pub use resolve::{Item, ItemKind, Page, Resolved, TreeFile};
 pub use scan::{ScanOptions, ScanReport};
+pub use search::Found;
 pub use source::ManifestSource;
 
 use common::clock::SharedClock;
@@ -207,7 +209,13 @@ impl Catalogue {
                 tracing::error!("a shared folder has no record of its share and is passed over");
                 continue;
             };
-            let rules = Rules::new(&known.record.terms().ignore_rules)?;
+            let rules = match Rules::new(&known.record.terms().ignore_rules) {
+                Ok(rules) => rules,
+                Err(error) => {
+                    tracing::error!(?error, "a shared folder is not kept, since its ignore rules cannot be used");
+                    continue;
+                }
+            };
             let index = IndexHandle::open(store.clone(), known.record.share(), catalogue.me_short())?;
             catalogue.keep(index, &stored, rules);
         }

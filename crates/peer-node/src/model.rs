@@ -77,12 +77,7 @@ pub enum Scope {
     /// A parcel that the asker receives or keeps.
     Parcel(ParcelId),
     /// The central server's word.
-    Ticket {
-        /// A serialized `atrium.v1.ReadTicket`.
-        ticket: Arc<[u8]>,
-        /// The server's signature.
-        signature: Arc<[u8]>,
-    },
+    Ticket(ShownTicket),
 }
 
 impl Scope {
@@ -92,9 +87,10 @@ impl Scope {
         let kind = match self {
             Self::Share(id) => Kind::ShareId(id.as_bytes().to_vec().into()),
             Self::Parcel(id) => Kind::ParcelId(id.as_bytes().to_vec().into()),
-            Self::Ticket { ticket, signature } => {
-                Kind::Ticket(peer::Ticket { ticket: ticket.to_vec().into(), signature: signature.to_vec().into() })
-            }
+            Self::Ticket(shown) => Kind::Ticket(peer::Ticket {
+                ticket: shown.ticket().to_vec().into(),
+                signature: shown.signature().to_vec().into(),
+            }),
         };
         peer::Scope { kind: Some(kind) }
     }
@@ -109,10 +105,93 @@ impl Scope {
         match wire.and_then(|s| s.kind.as_ref()).ok_or_else(wrong)? {
             Kind::ShareId(id) => ShareId::from_slice(id).map(Self::Share).ok_or_else(wrong),
             Kind::ParcelId(id) => ParcelId::from_slice(id).map(Self::Parcel).ok_or_else(wrong),
-            Kind::Ticket(t) if t.ticket.len() <= 4096 && t.signature.len() <= 256 => {
-                Ok(Self::Ticket { ticket: t.ticket[..].into(), signature: t.signature[..].into() })
-            }
-            Kind::Ticket(_) => Err(wrong()),
+            Kind::Ticket(t) => ShownTicket::read(&t.ticket, &t.signature).map(Self::Ticket),
+        }
+    }
+}
+
+/// A read ticket as it was shown. Nothing in it was checked.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ShownTicket(Arc<ShownParts>);
+
+#[derive(PartialEq, Eq, Hash, Debug)]
+struct ShownParts {
+    ticket: Vec<u8>,
+    signature: Vec<u8>,
+    manifests: Arc<[[u8; 32]]>,
+}
+
+impl ShownTicket {
+    /// From what came over the wire.
+    ///
+    /// # Errors
+    /// FIELD_INVALID if it is no ticket.
+    pub fn read(ticket: &[u8], signature: &[u8]) -> Result<Self> {
+        if signature.len() > common::ticket::MAX_SIGNATURE_BYTES {
+            return Err(Error::new(Reason::FieldInvalid, "the signature of a ticket is too long"));
+        }
+        let read = common::ticket::Ticket::read(ticket)?;
+        let (ticket, signature) = (ticket.to_vec(), signature.to_vec());
+        Ok(Self(Arc::new(ShownParts { ticket, signature, manifests: read.manifests.into() })))
+    }
+
+    /// A serialized `atrium.v1.ReadTicket`.
+    pub fn ticket(&self) -> &[u8] {
+        &self.0.ticket
+    }
+
+    /// The server's signature.
+    pub fn signature(&self) -> &[u8] {
+        &self.0.signature
+    }
+
+    /// Digests of the contents that it is about, ascending.
+    pub fn manifests(&self) -> &Arc<[[u8; 32]]> {
+        &self.0.manifests
+    }
+
+    /// True if the content is one of them.
+    pub fn covers(&self, manifest: &[u8; 32]) -> bool {
+        self.0.manifests.binary_search(manifest).is_ok()
+    }
+}
+
+/// What a scope is about, whoever's right it is: tickets of two devices for the same contents are about the same.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Subject {
+    /// A share.
+    Share(ShareId),
+    /// A parcel.
+    Parcel(ParcelId),
+    /// Contents, by their manifests' digests, ascending.
+    Contents(Arc<[[u8; 32]]>),
+}
+
+impl Subject {
+    /// True if everything that the other one is about is also in this one.
+    pub fn includes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Contents(all), Self::Contents(some)) => some.iter().all(|m| all.binary_search(m).is_ok()),
+            _ => self == other,
+        }
+    }
+}
+
+impl Scope {
+    /// What it is about.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::Share(id) => Subject::Share(*id),
+            Self::Parcel(id) => Subject::Parcel(*id),
+            Self::Ticket(shown) => Subject::Contents(shown.manifests().clone()),
+        }
+    }
+
+    /// True if the right reaches this content of whatever else it is about: a ticket names contents, the others do not.
+    pub fn reaches(&self, manifest: &[u8; 32]) -> bool {
+        match self {
+            Self::Ticket(shown) => shown.covers(manifest),
+            _ => true,
         }
     }
 }

@@ -112,6 +112,7 @@ pub const METHODS: &[Method] = &[
     call("/atrium.v1.FileService/GetManifest", Access::User),
     call("/atrium.v1.FileService/FindMissingChunks", Access::User),
     call("/atrium.v1.FileService/CommitFiles", Access::User),
+    call("/atrium.v1.FileService/IssueReadTicket", Access::User),
     stream("/atrium.v1.TransferService/UploadChunks", Access::User),
     stream("/atrium.v1.TransferService/Download", Access::User),
     stream(WATCH, Access::User),

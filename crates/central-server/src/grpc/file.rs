@@ -9,10 +9,10 @@ use crate::app::caller::Caller;
 use crate::app::copies::{self, Copied};
 use crate::app::entries::{self, Entry};
 use crate::app::moves::{self, Move};
-use crate::app::{App, commits, locks, records, trash, versions};
+use crate::app::{App, commits, locks, records, tickets, trash, versions};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
-use common::status::to_status;
+use common::status::{to_item_error, to_status};
 use common::wire;
 use prost::Message;
 use proto::v1;
@@ -187,6 +187,28 @@ impl Files {
         let results = commits::commit(&self.app, &caller, upload, files).await?;
         Ok(v1::CommitFilesResponse { results: results.into_iter().map(convert::encode_published).collect() })
     }
+
+    async fn issue_read_ticket(
+        &self,
+        caller: Caller,
+        request: v1::IssueReadTicketRequest,
+    ) -> Result<v1::IssueReadTicketResponse> {
+        use v1::ticket_item::Result as Item;
+        let paths = request.paths.into_iter().map(|p| convert::path(Some(p), "paths")).collect();
+        let issued = tickets::issue(&self.app, &caller, paths, &request.device_id).await?;
+        let item = |found: Result<Entry>| {
+            let result = match found {
+                Ok(entry) => Item::Entry(encode_entry(&entry)),
+                Err(error) => Item::Error(to_item_error(&error)),
+            };
+            v1::TicketItem { result: Some(result) }
+        };
+        Ok(v1::IssueReadTicketResponse {
+            ticket: issued.ticket.into(),
+            signature: issued.signature.into(),
+            items: issued.items.into_iter().map(item).collect(),
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -300,5 +322,13 @@ impl FileService for Files {
     ) -> Result<Response<v1::CommitFilesResponse>, Status> {
         let (caller, request) = open(request);
         close(self.commit_files(caller, request).await)
+    }
+
+    async fn issue_read_ticket(
+        &self,
+        request: Request<v1::IssueReadTicketRequest>,
+    ) -> Result<Response<v1::IssueReadTicketResponse>, Status> {
+        let (caller, request) = open(request);
+        close(self.issue_read_ticket(caller, request).await)
     }
 }

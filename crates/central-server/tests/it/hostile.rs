@@ -134,6 +134,7 @@ async fn messages_with_nothing_in_them() {
         files.get_manifest(v1::GetManifestRequest) "FIELD_INVALID";
         files.find_missing_chunks(v1::FindMissingChunksRequest) "UPLOAD_INVALID";
         files.commit_files(v1::CommitFilesRequest) "UPLOAD_INVALID";
+        files.issue_read_ticket(v1::IssueReadTicketRequest) "FIELD_INVALID";
         roots.get_directory(v1::GetDirectoryRequest) "PATH_INVALID";
         roots.create_directory(v1::CreateDirectoryRequest) "PATH_INVALID";
         roots.update_directory(v1::UpdateDirectoryRequest) "PATH_INVALID";

@@ -20,4 +20,5 @@ mod model;
 mod program;
 mod server;
 mod sessions;
+mod tickets;
 mod upkeep;

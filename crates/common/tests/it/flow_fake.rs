@@ -311,6 +311,10 @@ impl FileService for Fake {
         Ok(Response::new(v1::FindMissingChunksResponse { missing }))
     }
 
+    async fn issue_read_ticket(&self, _: Request<v1::IssueReadTicketRequest>) -> Answer<v1::IssueReadTicketResponse> {
+        Err(Status::unimplemented("no test needs it"))
+    }
+
     async fn commit_files(&self, request: Request<v1::CommitFilesRequest>) -> Answer<v1::CommitFilesResponse> {
         let request = request.into_inner();
         let upload: UploadId = request.upload_id.parse().map_err(|_| Status::invalid_argument("no uuid"))?;

@@ -139,6 +139,11 @@ impl Gathering {
         Some(Due::Some(targets))
     }
 
+    /// How often everything is looked at from now on.
+    pub fn rescan_every(&mut self, ms: u64) {
+        self.patience.rescan_ms = ms;
+    }
+
     /// A look at everything has ended; `complete` if it came to its end.
     pub fn all_done(&mut self, now: u64, complete: bool) {
         self.ended_at = Some(now);

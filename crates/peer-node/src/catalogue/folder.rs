@@ -17,6 +17,7 @@ use super::beneath::Root;
 use super::index::{IndexHandle, key};
 use super::problem::Problems;
 use super::rules::Rules;
+use super::scan::pace::Pace;
 use super::scan::{Progress, ScanReport};
 use crate::model::ShareId;
 
@@ -79,9 +80,12 @@ pub struct Folder {
     own_rules: Mutex<String>,
     pub(super) problems: Mutex<Problems>,
     pub(super) progress: Progress,
+    pub(super) pace: Mutex<Pace>,
+    since: std::time::Instant,
     /// Everything was looked at since the start of the program.
     pub(super) complete: AtomicBool,
     watch_problem: Mutex<Option<String>>,
+    rules_problem: Mutex<Option<String>>,
     requests: mpsc::Sender<Request>,
     overflow: AtomicBool,
     /// Ends the keeper.
@@ -107,8 +111,11 @@ impl Folder {
             own_rules: Mutex::new(record.own_rules.clone()),
             problems: Mutex::default(),
             progress: Progress::default(),
+            pace: Mutex::default(),
+            since: std::time::Instant::now(),
             complete: AtomicBool::new(false),
             watch_problem: Mutex::default(),
+            rules_problem: Mutex::default(),
             requests,
             overflow: AtomicBool::new(false),
             ended,
@@ -153,6 +160,11 @@ impl Folder {
         self.device.store(0, Ordering::Relaxed);
     }
 
+    /// Milliseconds since this began.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.since.elapsed().as_millis() as u64
+    }
+
     /// The rules in force.
     pub fn rules(&self) -> Arc<Rules> {
         self.rules.load_full()
@@ -185,6 +197,15 @@ impl Folder {
 
     pub(super) fn set_watch_problem(&self, why: Option<String>) {
         *self.watch_problem.lock() = why;
+    }
+
+    /// Why the rules in force are not those of the file.
+    pub(super) fn rules_problem(&self) -> Option<String> {
+        self.rules_problem.lock().clone()
+    }
+
+    pub(super) fn set_rules_problem(&self, why: Option<String>) {
+        *self.rules_problem.lock() = why;
     }
 
     /// Asks the keeper for something without waiting.

@@ -3,7 +3,7 @@
 //! Every method first finds out who calls, then whether it may; only then it looks. Long reads check again with each
 //! page, so that whoever is cut off or loses a right in the middle gets no more of it.
 //!
-//! Bounds: 256 reads and 1,024 watchers at a time, beyond which OVERLOADED; two pages wait for a reader, and one that takes
+//! Bounds: 256 reads, 1,024 watchers and 4 searches at a time, beyond which OVERLOADED; two pages wait for a reader, and one that takes
 //! none for a minute is given up.
 
 use common::error::{Error, Reason, Result};
@@ -27,11 +27,14 @@ use super::folder::Folder;
 use super::record::ShareRecord;
 use super::remote::SHARES_MAX;
 use super::{Catalogue, blocking};
-use super::{names, resolve};
+use super::{names, search};
 use crate::model::{Content, Scope, ShareId};
 
 const READS: usize = 256;
 const WATCHERS: usize = 1_024;
+/// Each reads through whole indexes; others wait for their turn.
+const SEARCHES: usize = 4;
+const SEARCH_WAIT: Duration = Duration::from_secs(3);
 /// Entries of one message.
 const PAGE: usize = 1_000;
 /// Bytes after which a message is sent.
@@ -58,6 +61,7 @@ pub struct CatalogueGrpc {
     identify: Identify,
     reads: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
+    searches: Arc<Semaphore>,
 }
 
 type Pages<T> = ReceiverStream<Result<T, Status>>;
@@ -89,6 +93,7 @@ impl CatalogueGrpc {
             identify,
             reads: Arc::new(Semaphore::new(READS)),
             watchers: Arc::new(Semaphore::new(WATCHERS)),
+            searches: Arc::new(Semaphore::new(SEARCHES)),
         })
     }
 
@@ -247,12 +252,9 @@ impl CatalogueService for CatalogueGrpc {
                 let end = last.is_none();
                 // Entries that were replaced since have higher sequences: they come later, here or with the next read.
                 after = last.unwrap_or_else(|| after.max(head.max_sequence));
-                let empty = entries.is_empty();
+                // Also one without entries: whoever reads sees that it goes on.
                 let page = wire::ReadIndexResponse { index_id, entries, up_to_sequence: after };
-                if (!empty || end) && !give(&give_to, Ok(page)).await {
-                    return;
-                }
-                if end {
+                if !give(&give_to, Ok(page)).await || end {
                     return;
                 }
             }
@@ -357,8 +359,10 @@ impl CatalogueService for CatalogueGrpc {
     }
 
     async fn search(&self, request: Request<wire::SearchRequest>) -> Result<Response<wire::SearchResponse>, Status> {
-        let begin = || Ok((self.caller(&request)?, names::words(&request.get_ref().words)?, self.read_permit()?));
-        let (caller, words, permit) = begin().map_err(|e: Error| to_status(&e))?;
+        let begin = || Ok((self.caller(&request)?, names::words(&request.get_ref().words)?));
+        let (caller, words) = begin().map_err(|e: Error| to_status(&e))?;
+        let turn = tokio::time::timeout(SEARCH_WAIT, self.searches.clone().acquire_owned()).await;
+        let Ok(Ok(permit)) = turn else { return Err(to_status(&overloaded())) };
         let limit = if request.get_ref().limit == 0 { 100 } else { (request.get_ref().limit as usize).min(1_000) };
         let catalogue = self.catalogue.clone();
         let search = blocking(move || {
@@ -368,7 +372,7 @@ impl CatalogueService for CatalogueGrpc {
                 if catalogue.right(&folder.share(), &caller).is_none_or(|r| r < Right::Read) {
                     continue;
                 }
-                let (matches, more) = resolve::search_index(&folder.index, &words, limit)?;
+                let (matches, more) = search::search_index(&folder.index, &words, limit)?;
                 truncated |= more;
                 found.extend(matches.into_iter().map(|(rank, entry)| (rank, folder.share(), entry)));
             }

@@ -16,6 +16,8 @@ use super::scan::{self, ScanOptions, ScanReport, Target};
 
 /// After this a file that was written to while it was read is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often everything is looked at if the system does not tell of changes.
+const BLIND_MS: u64 = 60_000;
 
 /// What a keeper works with.
 pub(super) struct Keeper {
@@ -31,16 +33,13 @@ impl Keeper {
         let begin = Instant::now();
         let now = |at: Instant| u64::try_from(at.duration_since(begin).as_millis()).unwrap_or(u64::MAX);
         let settings = self.catalogue.settings().clone();
-        let watcher = if settings.watch { self.watch().await } else { None };
-        let rescan = if watcher.is_some() || !settings.watch {
-            settings.rescan
-        } else {
-            settings.rescan.min(Duration::from_secs(60))
-        };
+        // Kept for as long as this runs.
+        let _watcher = if settings.watch { self.watch().await } else { None };
+        let rescan_ms = settings.rescan.as_millis() as u64;
         let patience = Patience {
             quiet_ms: settings.quiet.as_millis() as u64,
             longest_ms: settings.quiet.as_millis() as u64 * 10,
-            rescan_ms: rescan.as_millis() as u64,
+            rescan_ms,
             overflow_ms: 10_000,
         };
         let mut gathering = Gathering::new(patience, 0);
@@ -69,6 +68,8 @@ impl Keeper {
             let done = self.look(due).await;
             let at = now(Instant::now());
             if all {
+                let blind = self.folder.watch_problem().is_some();
+                gathering.rescan_every(if blind { rescan_ms.min(BLIND_MS) } else { rescan_ms });
                 gathering.all_done(at, done.is_ok());
             }
             if let Ok(report) = &done {
@@ -139,18 +140,18 @@ impl Keeper {
 
     /// Reads the rules file. True if the rules are others now.
     async fn refresh_rules(&self) -> bool {
-        match self.catalogue.refresh_rules(&self.folder).await {
-            Ok(changed) => changed,
-            Err(error) => {
-                self.folder.problems.lock().add(RULES_FILE, Problem::Rule(error.message().to_owned()));
-                false
-            }
+        let refreshed = self.catalogue.refresh_rules(&self.folder).await;
+        let problem = refreshed.as_ref().err().map(|e| format!("{}; the rules from before are in force", e.message()));
+        if let Some(why) = &problem {
+            self.folder.problems.lock().add(RULES_FILE, Problem::Rule(why.clone()));
         }
+        self.folder.set_rules_problem(problem);
+        refreshed.unwrap_or(false)
     }
 
     async fn look(&self, due: Due) -> Result<ScanReport> {
         let targets = match due {
-            Due::Some(targets) => return self.scan(targets, self.options()).await,
+            Due::Some(targets) => return self.scan(targets, ScanOptions { paced: true, ..self.options() }).await,
             Due::All => vec![Target { path: String::new(), below: true }],
         };
         let _turn =

@@ -10,14 +10,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::access::unknown_share;
-use super::beneath::Root;
+use super::beneath::{Root, look_again};
 use super::book::{self, Known};
 use super::folder::{Folder, FolderRecord, Request};
 use super::index::{IndexHandle, IndexHead};
 use super::record::{RULES_BYTES_MAX, ShareRecord, Terms};
 use super::rules::{RULES_FILE, Rules, joined};
+use super::scan;
 use super::{Catalogue, FOLDERS_MAX, blocking};
 use crate::model::ShareId;
+
+/// How often a rules file that is being written is tried.
+const RULES_TRIES: usize = 30;
 
 /// A folder to share.
 #[derive(Clone, Debug, Default)]
@@ -76,14 +80,34 @@ fn name_of(path: &Path) -> String {
     name.split_whitespace().collect::<Vec<_>>().join("-")
 }
 
-fn rules_file(root: &Root) -> Result<String> {
-    let Ok((file, _)) = root.file(RULES_FILE) else { return Ok(String::new()) };
+/// The rules in a folder's file; `None` if the file is being written.
+fn rules_file(root: &Root) -> Result<Option<String>> {
+    let Ok((file, before)) = root.file(RULES_FILE) else { return Ok(Some(String::new())) };
+    if !scan::is_settled(&before.stat) {
+        return Ok(None);
+    }
     let mut text = Vec::new();
-    file.take(RULES_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
+    (&file).take(RULES_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
+    if look_again(&file).map(|l| l.stat) != Ok(before.stat) {
+        return Ok(None);
+    }
     if text.len() > RULES_BYTES_MAX {
         return Err(Error::new(Reason::FieldInvalid, "the file .atriumignore is longer than 16 KiB"));
     }
-    String::from_utf8(text).map_err(|_| Error::new(Reason::FieldInvalid, "the file .atriumignore is not UTF-8"))
+    let text = String::from_utf8(text);
+    text.map(Some).map_err(|_| Error::new(Reason::FieldInvalid, "the file .atriumignore is not UTF-8"))
+}
+
+/// The same, once the file rests. Half of the rules would show what the other half hides.
+async fn settled_rules(path: &Path) -> Result<String> {
+    for _ in 0..RULES_TRIES {
+        let path = path.to_owned();
+        match blocking(move || rules_file(&Root::open(&path)?)).await? {
+            Some(rules) => return Ok(rules),
+            None => tokio::time::sleep(scan::SETTLE).await,
+        }
+    }
+    Err(Error::new(Reason::LocalFileChanged, "the file .atriumignore is being written all the time"))
 }
 
 impl Catalogue {
@@ -97,17 +121,17 @@ impl Catalogue {
         let office =
             self.0.roster.office().ok_or_else(|| Error::new(Reason::NotJoined, "nothing can be shared yet"))?;
         let path = new.path.clone();
-        let (path, root, file_rules) = blocking(move || {
+        let (path, root) = blocking(move || {
             let wrong = |why: &str| Error::new(Reason::FolderInvalid, "this cannot be shared").why_is(why.to_owned());
             if !path.is_absolute() {
                 return Err(wrong("the path is not absolute"));
             }
             let path = path.canonicalize().map_err(|e| wrong("there is nothing at this path").caused_by(e))?;
             let root = Root::open(&path)?;
-            let rules = rules_file(&root)?;
-            Ok((path, root, rules))
+            Ok((path, root))
         })
         .await?;
+        let file_rules = settled_rules(&path).await?;
         let name = if new.name.is_empty() { name_of(&path) } else { new.name.clone() };
         EntryName::new(name.as_str())?;
         let rules = Rules::new(&joined(&file_rules, &new.ignore_rules))?;
@@ -253,8 +277,7 @@ impl Catalogue {
         terms.grants.extend(change.set_grants);
         terms.two_way = change.two_way.unwrap_or(terms.two_way);
         if let Some(own) = change.ignore_rules {
-            let path = folder.path.clone();
-            let file = blocking(move || rules_file(&Root::open(&path)?)).await?;
+            let file = settled_rules(&folder.path).await?;
             let rules = Rules::new(&joined(&file, &own))?;
             rules.text().clone_into(&mut terms.ignore_rules);
             folder.set_own_rules(&own);
@@ -292,12 +315,13 @@ impl Catalogue {
         if folder.mirror || terms.removed || folder.ended.is_cancelled() {
             return Ok(false);
         }
-        let path = folder.path.clone();
-        // A folder that is not there says nothing about its rules.
-        let Ok(file) = blocking(move || Root::open(&path).map(|root| rules_file(&root))).await else {
-            return Ok(false);
+        let file = match settled_rules(&folder.path).await {
+            Ok(file) => file,
+            // A folder that is not there says nothing about its rules.
+            Err(error) if error.is(Reason::FolderInvalid) => return Ok(false),
+            Err(error) => return Err(error),
         };
-        let rules = Rules::new(&joined(&file?, &folder.own_rules()))?;
+        let rules = Rules::new(&joined(&file, &folder.own_rules()))?;
         if rules.text() == terms.ignore_rules {
             return Ok(false);
         }

@@ -130,7 +130,11 @@ impl Problems {
 
     /// Forgets those of the entries of one directory.
     pub fn clear_entries(&mut self, directory: &str) {
-        self.by_path.retain(|(p, _), _| p.is_empty() || super::entry::split(p).0 != directory);
+        let begin = if directory.is_empty() { String::new() } else { format!("{directory}/") };
+        let own = |path: &str| path.strip_prefix(begin.as_str()).is_some_and(|n| !n.is_empty() && !n.contains('/'));
+        let below = self.by_path.range((begin.clone(), "")..).take_while(|((p, _), _)| p.starts_with(&begin));
+        let gone: Vec<_> = below.filter(|((p, _), _)| own(p)).map(|(key, _)| key.clone()).collect();
+        gone.iter().for_each(|key| drop(self.by_path.remove(key)));
     }
 
     /// How many there are.
@@ -169,6 +173,12 @@ mod tests {
         (0..5_000).for_each(|i| problems.add(&format!("d/{i}"), Problem::Link));
         assert_eq!(problems.count(), 5_000);
         assert_eq!(problems.shown().len(), SHOWN);
+        problems.add("d/deep/x", Problem::Link);
+        problems.clear_entries("d");
+        assert!(!problems.has("d/1", "LINK_NOT_SHARED"));
+        problems.add("d/deep/x", Problem::Link);
+        problems.clear_entries("d");
+        assert!(problems.has("d/deep/x", "LINK_NOT_SHARED"));
         problems.clear("d", true);
         problems.add("x\u{1b}[31m", Problem::Special);
         assert!(problems.shown().iter().all(|p| !p.message.contains('\u{1b}')));

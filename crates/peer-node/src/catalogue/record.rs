@@ -22,6 +22,8 @@ pub const RECORD_BYTES_MAX: usize = 48 << 10;
 pub const GRANTS_MAX: usize = 256;
 /// Longest ignore rules of a share, in bytes.
 pub const RULES_BYTES_MAX: usize = 16 << 10;
+/// Most lines of ignore rules.
+pub const RULES_LINES_MAX: usize = 1_000;
 
 const SIGN_CONTEXT: &[u8] = b"atrium share v1\0";
 const ID_CONTEXT: &[u8] = b"atrium share id v1\0";
@@ -144,8 +146,8 @@ impl ShareRecord {
             return Err(wrong("the name"));
         }
         check_grants(&share.grants)?;
-        if share.ignore_rules.len() > RULES_BYTES_MAX {
-            return Err(wrong("the ignore rules are longer than 16 KiB"));
+        if share.ignore_rules.len() > RULES_BYTES_MAX || share.ignore_rules.lines().nth(RULES_LINES_MAX).is_some() {
+            return Err(wrong("the ignore rules are longer than 16 KiB or 1,000 lines"));
         }
         let terms = Terms {
             nonce,

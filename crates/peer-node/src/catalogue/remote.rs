@@ -142,6 +142,23 @@ fn late(device: &str) -> Error {
     Error::new(Reason::DeadlineExceeded, format!("{device} did not answer in time"))
 }
 
+/// Forgets kept entries of a directory between two names (to the end if there is no second) but for these names.
+fn gone_between(index: &IndexHandle, path: &str, after: &str, to: Option<&str>, names: &HashSet<&str>) -> Result<()> {
+    let mut after = after.to_owned();
+    loop {
+        let page = index.directory(path, &after, PAGE_MAX)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        last.entry.name().clone_into(&mut after);
+        let end = page.len() < PAGE_MAX || to.is_some_and(|to| *after >= *to);
+        let within = page.into_iter().map(|s| s.entry).filter(|e| to.is_none_or(|to| e.name() <= to));
+        let gone = within.filter(|e| !names.contains(e.name())).map(|e| Entry { deleted: true, ..e });
+        index.keep(gone.collect())?;
+        if end {
+            return Ok(());
+        }
+    }
+}
+
 /// A page of another node's index.
 #[derive(Debug)]
 pub struct IndexPage {
@@ -386,7 +403,8 @@ impl Catalogue {
         .await
     }
 
-    /// Entries of a directory at its owner, or an entry itself. What comes is kept.
+    /// Entries of a directory at its owner, or an entry itself, and whether there are more. What comes is kept, and what
+    /// is not there any longer is not.
     pub(super) async fn list_remote(
         &self,
         owner: DeviceId,
@@ -395,7 +413,7 @@ impl Catalogue {
         itself: bool,
         after: &str,
         limit: usize,
-    ) -> Result<Vec<Entry>> {
+    ) -> Result<(Vec<Entry>, bool)> {
         let name = self.node_name(&owner);
         let request = wire::ListEntriesRequest {
             share_id: share.as_bytes().to_vec().into(),
@@ -406,9 +424,11 @@ impl Catalogue {
         };
         let mut client = self.client(owner).await?;
         let answer = timeout(self.0.settings.patience, client.list_entries(request)).await.map_err(|_| late(&name))?;
-        let wire_entries = answer.map_err(|s| from_status(&s))?.into_inner().entries;
+        let answer = answer.map_err(|s| from_status(&s))?.into_inner();
+        let (wire_entries, more) = (answer.entries, !answer.next_page_token.is_empty());
         let wrong = || Error::new(Reason::PeerMisbehaves, format!("{name} listed entries that were not asked for"));
-        if wire_entries.len() > PAGE_MAX {
+        // A page with nothing in it has nothing behind it, or a reader would ask for ever.
+        if wire_entries.len() > PAGE_MAX || (more && wire_entries.is_empty()) {
             return Err(wrong());
         }
         let mut entries = Vec::with_capacity(wire_entries.len());
@@ -422,13 +442,19 @@ impl Catalogue {
             entry.name().clone_into(&mut last);
             entries.push(entry);
         }
-        let (inner, kept) = (self.0.clone(), entries.clone());
+        let (inner, kept, path, after) = (self.0.clone(), entries.clone(), path.to_owned(), after.to_owned());
         blocking(move || {
-            inner.kept_index(share)?.keep(kept)?;
+            let index = inner.kept_index(share)?;
+            if !itself {
+                let names: HashSet<&str> = kept.iter().map(Entry::name).collect();
+                let bound = more.then_some(last.as_str());
+                gone_between(&index, &path, &after, bound, &names)?;
+            }
+            index.keep(kept)?;
             inner.make_room(share)
         })
         .await?;
-        Ok(entries)
+        Ok((entries, more))
     }
 
     /// The content of a file's entry at a node that has it; long ones are asked for. What comes is checked, and kept if

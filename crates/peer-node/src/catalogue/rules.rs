@@ -5,15 +5,13 @@ use common::error::{Error, Reason, Result};
 use ignore::Match;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
-use super::record::RULES_BYTES_MAX;
+use super::record::{RULES_BYTES_MAX, RULES_LINES_MAX};
 
 /// The file at the top of a shared folder.
 pub const RULES_FILE: &str = ".atriumignore";
 /// What Atrium itself writes into folders: parts of files that are on their way, and trash. Never shared.
 const OWN_PREFIX: &str = ".atrium-";
 const PART_SUFFIX: &str = ".atrium-part";
-/// Most lines.
-const LINES_MAX: usize = 1_000;
 
 /// Rules that can be asked.
 #[derive(Clone, Debug)]
@@ -34,9 +32,9 @@ impl Rules {
     /// From lines.
     ///
     /// # Errors
-    /// FIELD_INVALID if there are more than 1,000 lines or 16 KiB.
+    /// FIELD_INVALID if there are more than 1,000 lines or 16 KiB, or together more than can be matched.
     pub fn new(text: &str) -> Result<Self> {
-        if text.len() > RULES_BYTES_MAX || text.lines().nth(LINES_MAX).is_some() {
+        if text.len() > RULES_BYTES_MAX || text.lines().nth(RULES_LINES_MAX).is_some() {
             return Err(Error::new(Reason::FieldInvalid, "the ignore rules are too long")
                 .why_is("they may have 1,000 lines and 16 KiB, those in .atriumignore included"));
         }
@@ -47,10 +45,10 @@ impl Rules {
                 mistakes.push(format!("{:?}: {error}", line.chars().take(80).collect::<String>()));
             }
         }
-        let matcher = builder.build().unwrap_or_else(|error| {
-            mistakes.push(error.to_string());
-            Gitignore::empty()
-        });
+        // Not passed over: without its rules a folder would show more than its person wants.
+        let matcher = builder
+            .build()
+            .map_err(|e| Error::new(Reason::FieldInvalid, "the ignore rules cannot be used").caused_by(e))?;
         Ok(Self { text: text.to_owned(), matcher, mistakes })
     }
 

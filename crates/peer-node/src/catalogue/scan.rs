@@ -17,6 +17,7 @@
 //! An entry whose name is missing from a directory that could be listed. A folder that is missing or another one than was
 //! shared, a directory that cannot be read, and one where another file system is mounted say nothing about deletions.
 
+pub mod pace;
 mod pool;
 mod read;
 mod worker;
@@ -31,10 +32,11 @@ use tokio_util::sync::CancellationToken;
 use self::pool::Pool;
 use self::worker::{Work, Worker};
 use super::beneath::Root;
-use super::entry::split;
+use super::entry::{FileStamp, split};
 use super::folder::Folder;
 use super::index::Change;
 use super::problem::Problem;
+use super::rules::RULES_FILE;
 
 /// How long a file must have been left alone before it is read: longer than the steps of file times (10 ms at most).
 pub const SETTLE: Duration = Duration::from_millis(30);
@@ -94,6 +96,8 @@ pub struct ScanOptions {
     pub threads: usize,
     /// Reads files even if they seem unchanged.
     pub verify: bool,
+    /// Leaves files alone that were read a short while ago, see `pace`.
+    pub paced: bool,
     /// See there; for tests.
     pub hook: Option<ReadHook>,
 }
@@ -107,8 +111,13 @@ impl ScanOptions {
     }
 }
 
-pub(super) fn now_ns() -> i64 {
+fn now_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// Has the file's last change been so long ago that the next one will show?
+pub(super) fn is_settled(stat: &FileStamp) -> bool {
+    now_ns().saturating_sub(stat.ctime_ns).unsigned_abs() >= SETTLE.as_nanos() as u64
 }
 
 /// Opens the folder, if it is the one that was shared.
@@ -146,6 +155,9 @@ pub fn run(
             problems.clear("", true);
             for mistake in &folder.rules().mistakes {
                 problems.add("", Problem::Rule(mistake.clone()));
+            }
+            if let Some(why) = folder.rules_problem() {
+                problems.add(RULES_FILE, Problem::Rule(why));
             }
             if let Some(why) = folder.watch_problem() {
                 problems.add("", Problem::Watch(why));
@@ -217,13 +229,14 @@ fn round_of(
 ) -> Result<Vec<String>> {
     let pool = Pool::new(targets.into_iter().map(Work::Target).collect(), cancel.clone());
     let (found, changes) = sync_channel(QUEUE);
-    let late = parking_lot::Mutex::new(Vec::new());
+    let (late, resting) = (parking_lot::Mutex::new(Vec::new()), parking_lot::Mutex::new(Vec::new()));
     let rules = folder.rules();
     let written = std::thread::scope(|threads| {
         for _ in 0..options.thread_count() {
-            let (found, pool, late, rules) = (found.clone(), &pool, &late, &*rules);
+            let (found, pool, late, resting, rules) = (found.clone(), &pool, &late, &resting, &*rules);
             threads.spawn(move || {
-                Worker { folder, root, rules, options, pool, found, late, counters, last, buffer: Vec::new() }.run();
+                let buffer = Vec::new();
+                Worker { folder, root, rules, options, pool, found, late, resting, counters, last, buffer }.run();
             });
         }
         drop(found);
@@ -239,6 +252,7 @@ fn round_of(
     if let Some(error) = pool.failure() {
         return Err(error);
     }
+    report.again.append(&mut resting.into_inner());
     Ok(late.into_inner())
 }
 

@@ -121,7 +121,8 @@ fn http2_for(member: bool) -> http2::Builder<TokioExecutor> {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(20))
+        // The answer may wait behind megabytes of data on a slow line.
+        .keep_alive_timeout(Duration::from_secs(60))
         .max_header_list_size(HEADERS_MAX);
     if member {
         http.initial_stream_window_size(BULK.stream)

@@ -82,7 +82,8 @@ impl NodeChannel {
         });
         let endpoint = endpoint(BULK)
             .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(20));
+            // The answer may wait behind megabytes of data on a slow line. The control connection notices a dead machine.
+            .keep_alive_timeout(Duration::from_secs(60));
         Self { channel: endpoint.connect_with_connector_lazy(connector), device }
     }
 

@@ -40,6 +40,8 @@ const RELAY_GRACE: Duration = Duration::from_millis(1500);
 const CHECK: Duration = Duration::from_secs(5);
 /// Relays asked at a time.
 const RELAYS: usize = 8;
+/// For an answer over a link whose other end has been seen at a new address.
+const DOUBTED: Duration = Duration::from_millis(1500);
 /// How often a link's round trip is measured.
 const MEASURE: Duration = Duration::from_secs(10);
 /// Links being made by themselves at a time.
@@ -309,8 +311,22 @@ impl Network {
             return;
         }
         let now = self.now_ms();
-        if self.0.state.lock().book.learn(device, address, how, now) {
-            self.0.look.notify_one();
+        let doubted = {
+            let mut state = self.0.state.lock();
+            if !state.book.learn(device, address, how, now) {
+                return;
+            }
+            let elsewhere = |l: &&Link| l.is_up() && l.way() != Way::Direct(address);
+            state.links.get(&device).filter(elsewhere).cloned()
+        };
+        match doubted {
+            // It has one more address, or another one instead: then the link is dead, and nobody has noticed yet.
+            Some(link) => self.spawn(async move {
+                if tokio::time::timeout(DOUBTED, link.measure()).await.is_err() {
+                    link.end();
+                }
+            }),
+            None => self.0.look.notify_one(),
         }
     }
 
@@ -442,6 +458,12 @@ impl Network {
     /// Whether a device is a member now.
     pub fn welcomes(&self, device: &DeviceId) -> bool {
         self.0.options.admission.is_member(device)
+    }
+
+    /// Whether a listener takes connections to this address of this machine.
+    pub fn listens_at(&self, mine: IpAddr) -> bool {
+        let fits = |ip: IpAddr| ip == mine || (ip.is_unspecified() && (ip.is_ipv6() || mine.is_ipv4()));
+        self.0.state.lock().ports.iter().any(|listener| fits(listener.ip()))
     }
 
     /// The port of the first listener; `None` before there is one.

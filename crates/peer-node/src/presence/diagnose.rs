@@ -58,6 +58,8 @@ pub struct Facts<'a> {
     pub heard: bool,
     /// It was there and has gone.
     pub left: bool,
+    /// It said goodbye.
+    pub goodbye: bool,
     /// Why there is no link, as far as the other side said so.
     pub refused: Option<&'a Error>,
     /// Its program's version, if known.
@@ -151,7 +153,7 @@ fn why_not(facts: &Facts<'_>) -> Option<Problem> {
     }
     let failed: Vec<(&Known, &Failure)> =
         facts.known.iter().filter_map(|k| k.failed.as_ref().map(|(_, failure)| (k, failure))).collect();
-    if failed.is_empty() && facts.link.is_none() && facts.incoming.is_none() {
+    if facts.goodbye || failed.is_empty() && facts.link.is_none() && facts.incoming.is_none() {
         return unknown(facts);
     }
     let most_telling = failed.iter().max_by_key(|(known, failure)| telling(facts, known, failure))?;
@@ -159,7 +161,7 @@ fn why_not(facts: &Facts<'_>) -> Option<Problem> {
 }
 
 fn unknown(facts: &Facts<'_>) -> Option<Problem> {
-    if facts.left {
+    if facts.left || facts.goodbye {
         return problem(
             "OFF",
             "it was there and has gone",
@@ -316,6 +318,7 @@ mod tests {
             known,
             heard: false,
             left: false,
+            goodbye: false,
             refused: None,
             version: "",
             clock_ahead_ms: None,

@@ -146,6 +146,7 @@ fn sighting(service: &ResolvedService) -> Option<Sighting> {
         how: FoundBy::Mdns,
         addresses,
         instance: None,
+        claimed: unhex(text("i")),
         from: None,
         office: unhex(text("o")),
         version: shown(text("v"), 32),
@@ -192,7 +193,8 @@ mod tests {
         else {
             panic!("not understood");
         };
-        assert_eq!((heard.device, heard.office, heard.instance), (said.device, said.office, None));
+        assert_eq!((heard.device, heard.office), (said.device, said.office));
+        assert_eq!((heard.instance, heard.claimed), (None, Some(said.instance)));
         assert_eq!(heard.inviting, said.inviting);
         assert_eq!(heard.addresses, ["10.0.0.1:7444".parse().unwrap(), "[fd00::1]:7444".parse().unwrap()]);
         assert_eq!(heard.display_name, "", "the name is for machines without an office");

@@ -11,7 +11,7 @@ use common::identity::DeviceId;
 use common::status::from_status;
 use proto::peer::v1 as peer;
 use proto::peer::v1::membership_service_client::MembershipServiceClient;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
@@ -44,7 +44,7 @@ pub(super) async fn run(presence: Presence, port: u16) {
         calls: options.beacon.then(|| Calls::open(options.beacon_port, datagram_in.clone())),
         mdns: None,
         mdns_problem: None,
-        linked_since: Default::default(),
+        linked_since: HashMap::new(),
         presence: presence.clone(),
     };
     if options.mdns {
@@ -88,7 +88,7 @@ struct Runner {
     calls: Option<Calls>,
     mdns: Option<Mdns>,
     mdns_problem: Option<String>,
-    linked_since: std::collections::HashMap<DeviceId, u64>,
+    linked_since: HashMap<DeviceId, u64>,
 }
 
 impl Runner {
@@ -156,6 +156,7 @@ impl Runner {
             how: FoundBy::Beacon,
             addresses: vec![address],
             instance: Some((beacon.instance, beacon.sequence)),
+            claimed: None,
             from: Some((from, beacon.asks)),
             office: beacon.office,
             version: beacon.version,
@@ -236,7 +237,10 @@ impl Runner {
             return;
         }
         if let Some(calls) = &mut self.calls {
-            calls.set_cards(&found);
+            // Nobody needs to hear of this node where it does not listen.
+            let served: Vec<Card> =
+                found.iter().filter(|c| self.presence.network().listens_at(c.ip)).cloned().collect();
+            calls.set_cards(&served);
         }
         let mine: BTreeSet<IpAddr> = found.iter().filter(|c| c.is_public()).map(|c| c.ip).collect();
         self.presence.network().set_own_addresses(mine);
@@ -257,10 +261,10 @@ impl Runner {
         let links = network.links();
         let now = self.presence.now_ms();
         self.linked_since.retain(|device, _| links.iter().any(|l| l.device() == *device));
-        let mut connected: HashSet<DeviceId> = network.incoming().into_keys().collect();
-        for link in &links {
-            self.linked_since.entry(link.device()).or_insert(now);
-            connected.insert(link.device());
+        // Connections that have come in are not enough: nobody notices soon if their other end is dead.
+        let connected: HashSet<DeviceId> = links.iter().map(|link| link.device()).collect();
+        for device in &connected {
+            self.linked_since.entry(*device).or_insert(now);
         }
         let before: HashSet<DeviceId> = {
             let state = self.presence.0.state.lock();

@@ -126,6 +126,7 @@ impl Simulation {
             how: FoundBy::Beacon,
             addresses: vec![machine.address],
             instance: Some(([machine.instance; 8], machine.sequence)),
+            claimed: None,
             from: Some((machine.address, asks)),
             office: None,
             version: String::new(),

@@ -7,7 +7,7 @@
 //! # Rules
 //! * A beacon is signed, so it can say which *instance* (start of the program) of a device lives. A beacon of an instance
 //!   that is known to have ended is old or replayed and passed over, and so is one that is older than another. Multicast DNS is
-//!   not signed: it adds addresses and nothing else.
+//!   not signed: it adds addresses and nothing else, and is passed over if it is about an instance that has ended.
 //! * Whoever hears an instance for the first time answers, to that one alone, so that a newcomer knows everybody after
 //!   one exchange; so does everyone who is asked, at most five times a second for one device.
 //! * An entry lives as long as something keeps it alive: a connection, an mDNS record, a beacon of the last
@@ -30,6 +30,8 @@ pub const ANNOUNCE_MS: u64 = 30_000;
 pub const BEACON_LIFE_MS: u64 = 95_000;
 /// How long after a connection broke a device may be silent.
 pub const DOUBT_MS: u64 = 3_000;
+/// How long after a goodbye connections may still stand, or come to stand.
+const PARTING_MS: u64 = 1500;
 /// When an announcement is repeated, since datagrams get lost.
 pub const BURST_MS: [u64; 5] = [0, 100, 350, 900, 2000];
 /// A longer gap between two events is a leap of the clock.
@@ -58,6 +60,8 @@ pub struct Sighting {
     pub addresses: Vec<SocketAddr>,
     /// Of beacons only: instance and sequence, signed.
     pub instance: Option<(InstanceId, u64)>,
+    /// Of mDNS only: the instance that it says to be, unsigned.
+    pub claimed: Option<InstanceId>,
     /// Of beacons only: where it came from, and whether an answer is wanted.
     pub from: Option<(SocketAddr, bool)>,
     /// Its office.
@@ -86,7 +90,7 @@ pub enum Event {
     },
     /// Multicast DNS knows it no longer.
     Unlisted(DeviceId),
-    /// A connection to or from it stands.
+    /// It can be called over a connection that is watched by pings.
     Connected(DeviceId),
     /// There is none any longer.
     Disconnected(DeviceId),
@@ -134,9 +138,13 @@ pub struct Seen {
     pub present: bool,
     /// Last sign of life.
     pub alive_ms: u64,
+    /// It said goodbye, and has not been heard of since.
+    pub goodbye: bool,
     instance: Option<(InstanceId, u64)>,
     ended: VecDeque<InstanceId>,
     listed: bool,
+    unlisted_ms: Option<u64>,
+    goodbye_ms: u64,
     doubt_ms: Option<u64>,
     answered_ms: Option<u64>,
 }
@@ -154,9 +162,12 @@ impl Seen {
             connected: false,
             present: false,
             alive_ms: 0,
+            goodbye: false,
             instance: None,
             ended: VecDeque::new(),
             listed: false,
+            unlisted_ms: None,
+            goodbye_ms: 0,
             doubt_ms: None,
             answered_ms: None,
         }
@@ -173,6 +184,9 @@ impl Seen {
     }
 
     fn kept_alive(&self, now_ms: u64) -> bool {
+        if self.goodbye {
+            return false;
+        }
         if self.connected {
             return true;
         }
@@ -236,10 +250,13 @@ impl Table {
         match event {
             Event::Heard(sighting) if sighting.device == self.me => {}
             Event::Heard(sighting) => self.heard(now_ms, sighting, &is_member, &mut actions),
-            Event::Goodbye { device, instance } => self.goodbye(device, instance, &mut actions),
+            Event::Goodbye { device, instance } => self.goodbye(now_ms, device, instance, &mut actions),
             Event::Unlisted(device) => {
                 if let Some(seen) = self.devices.get_mut(&device) {
                     seen.listed = false;
+                    seen.unlisted_ms = Some(now_ms);
+                    // It takes back its record and its connection has broken: that is a goodbye.
+                    seen.doubt_ms = seen.doubt_ms.map(|_| now_ms);
                     seen.addresses.retain(|(_, how)| *how != FoundBy::Mdns);
                 }
             }
@@ -290,6 +307,10 @@ impl Table {
     ) {
         self.make_room(sighting.device, is_member);
         let seen = self.devices.entry(sighting.device).or_insert_with(Seen::new);
+        // What is left in somebody's cache of a start that has ended.
+        if sighting.claimed.is_some_and(|claimed| seen.ended.contains(&claimed)) {
+            return;
+        }
         if let Some((instance, sequence)) = sighting.instance {
             if seen.ended.contains(&instance) {
                 return;
@@ -325,6 +346,7 @@ impl Table {
         seen.listed |= sighting.how == FoundBy::Mdns;
         seen.alive_ms = now_ms;
         seen.doubt_ms = None;
+        seen.goodbye = false;
         if !std::mem::replace(&mut seen.present, true) {
             actions.push(Action::Appeared(sighting.device));
         }
@@ -351,7 +373,7 @@ impl Table {
         }
     }
 
-    fn goodbye(&mut self, device: DeviceId, instance: InstanceId, actions: &mut Vec<Action>) {
+    fn goodbye(&mut self, now_ms: u64, device: DeviceId, instance: InstanceId, actions: &mut Vec<Action>) {
         let Some(seen) = self.devices.get_mut(&device) else { return };
         let current = seen.instance.is_none_or(|(known, _)| known == instance);
         seen.end(instance);
@@ -364,7 +386,9 @@ impl Table {
         seen.inviting.clear();
         seen.listed = false;
         seen.doubt_ms = None;
-        seen.connected = false;
+        // A connection may stand for a moment longer, or even be made while the other side ends.
+        seen.goodbye = true;
+        seen.goodbye_ms = now_ms;
         if std::mem::replace(&mut seen.present, false) {
             actions.push(Action::Left(device));
         }
@@ -379,9 +403,13 @@ impl Table {
     ) {
         self.make_room(device, is_member);
         let seen = self.devices.entry(device).or_insert_with(Seen::new);
-        seen.connected = true;
+        let before = std::mem::replace(&mut seen.connected, true);
+        if before || seen.goodbye && now_ms < seen.goodbye_ms + PARTING_MS {
+            return;
+        }
         seen.alive_ms = now_ms;
         seen.doubt_ms = None;
+        seen.goodbye = false;
         if !std::mem::replace(&mut seen.present, true) {
             actions.push(Action::Appeared(device));
         }
@@ -390,8 +418,12 @@ impl Table {
     fn disconnected(&mut self, now_ms: u64, device: DeviceId) {
         let Some(seen) = self.devices.get_mut(&device).filter(|s| s.connected) else { return };
         seen.connected = false;
+        if seen.goodbye {
+            return;
+        }
         seen.alive_ms = now_ms;
-        seen.doubt_ms = Some(now_ms + DOUBT_MS);
+        let unlisted = seen.unlisted_ms.is_some_and(|at| now_ms < at + DOUBT_MS);
+        seen.doubt_ms = Some(if unlisted { now_ms } else { now_ms + DOUBT_MS });
         if self.burst.is_empty() {
             self.begin_burst(now_ms, true);
         }
@@ -402,6 +434,12 @@ impl Table {
             return;
         }
         for (device, seen) in &mut self.devices {
+            if seen.goodbye && seen.connected && now_ms >= seen.goodbye_ms + PARTING_MS {
+                // It has come back, and nothing was heard of that.
+                seen.goodbye = false;
+                seen.present = true;
+                actions.push(Action::Appeared(*device));
+            }
             if seen.present && !seen.kept_alive(now_ms) {
                 seen.present = false;
                 seen.listed = false;

@@ -77,6 +77,7 @@ impl Presence {
             known: &known,
             heard: present && seen.is_some_and(|s| !s.addresses.is_empty()),
             left: seen.is_some_and(|s| !s.present),
+            goodbye: seen.is_some_and(|s| s.goodbye),
             refused: refused.as_ref(),
             version: seen.map_or("", |s| &s.version),
             clock_ahead_ms: seen.and_then(|s| s.clock_ahead_ms),

@@ -1,15 +1,16 @@
 //! What is to be done about another copy's version of a path. No IO: (here, there, on the disk) → what to do.
 //!
-//! | here \ there | newer | concurrent, same content | concurrent, other content |
+//! | here \ there | has seen what is here | has not, and is the same | has not, and is another |
 //! |---|---|---|---|
-//! | nothing, or gone | taken | joined | taken, as a new event: a change outweighs a deletion |
+//! | nothing, or gone | taken | joined | a change is taken: it outweighs a deletion that has not seen it |
 //! | a file | taken; the old one goes to the trash | joined | the greater rank wins; a file that loses becomes a conflict copy |
 //! | a directory | gone: removed if empty | joined | stays |
 //!
-//! Only the side that loses acts: it makes a version that has seen both. The side that wins learns of that version, which
-//! has its own content. So each conflict is settled once, whoever meets whom in which order.
+//! Of a conflict only the side that loses acts: it makes a version that has seen both. The side that wins learns of that
+//! version, which has its own content. So each conflict is settled once, whoever meets whom in which order. Everything else
+//! is a join that both sides make by themselves.
 
-use super::vector::{self, Rank, same_look, same_thing};
+use super::vector::{self, Rank, has_seen, same_look, same_thing};
 use crate::catalogue::entry::{Entry, Relation};
 
 /// What this copy may do.
@@ -97,45 +98,67 @@ pub fn decide(me: u64, policy: Policy, local: Option<&Entry>, remote: &Entry, st
         other => other,
     };
     let wanted = match (relation, local) {
-        (Relation::Older, _) | (_, None) => Some(remote.clone()),
+        (Relation::Older, _) | (_, None) => Some((remote.clone(), Save::Trash)),
         (Relation::Equal, Some(local)) => {
             // Joins in other orders can have left other times.
             let wins = Rank::of(remote) > Rank::of(local) && !same_look(local, remote);
-            wins.then(|| remote.clone())
+            wins.then(|| (remote.clone(), Save::Trash))
         }
         (_, Some(local)) => match concurrent(me, policy, local, remote) {
-            Ok(wanted) => wanted,
+            Ok(wanted) => {
+                wanted.filter(|(w, _)| w.version != local.version || !same_thing(w, local) || !same_look(w, local))
+            }
             Err(why) => return Action::Blocked(why),
         },
     };
-    let Some(wanted) = wanted else { return Action::Nothing };
+    let Some((wanted, save)) = wanted else { return Action::Nothing };
     match state {
         State::Changed => Action::Wait,
         State::Occupied if wanted.deleted && local.is_none_or(|l| l.deleted) => Action::Note(Box::new(wanted)),
         State::Occupied => Action::Blocked(Why::Occupied),
-        State::AsIndexed => take(local.filter(|l| !l.deleted), wanted, relation == Relation::Concurrent),
+        State::AsIndexed => take(local.filter(|l| !l.deleted), wanted, save),
     }
 }
 
-/// The version that shall be here; `None` if the one that is here stays as it is.
-fn concurrent(me: u64, policy: Policy, local: &Entry, remote: &Entry) -> Result<Option<Entry>, Why> {
+/// The version that shall be here, and where the file goes that is; `None` if all stays as it is.
+fn concurrent(me: u64, policy: Policy, local: &Entry, remote: &Entry) -> Result<Option<(Entry, Save)>, Why> {
     let joined = vector::join(&local.version, &remote.version).ok_or(Why::Version)?;
+    let version = |of: &Entry, save| Ok(Some((Entry { version: joined.clone(), ..of.clone() }, save)));
+    let event =
+        |of: &Entry, save| Ok(Some((Entry { version: joined.bumped(me), modified_by: me, ..of.clone() }, save)));
+    let same_vector = local.version == remote.version;
+    let here_seen = !same_vector && has_seen(&remote.version, local);
+    let there_seen = !same_vector && has_seen(&local.version, remote);
     let remote_wins = Rank::of(remote) > Rank::of(local);
-    if same_thing(local, remote) {
-        let greater = if remote_wins { remote } else { local };
-        return Ok(Some(Entry { version: joined, ..greater.clone() }));
+    let greater = if remote_wins { remote } else { local };
+    match (local.deleted, remote.deleted) {
+        (true, true) => version(greater, Save::Trash),
+        (true, false) if there_seen => version(local, Save::Nothing),
+        (true, false) => version(remote, Save::Trash),
+        (false, true) if here_seen => version(remote, Save::Trash),
+        // A change that was made here stays, and is told as a problem; it is not deleted because of others.
+        (false, true) if policy == Policy::Follow => Ok(None),
+        (false, true) => version(local, Save::Nothing),
+        _ if same_thing(local, remote) => match (here_seen, there_seen) {
+            // One event; it is other things that only one of them has seen.
+            _ if vector::same_event(local, remote) => version(greater, Save::Trash),
+            (true, false) => version(remote, Save::Trash),
+            (false, true) => version(local, Save::Nothing),
+            (false, false) => version(greater, Save::Trash),
+            // Each was deleted where the other was made: nobody wants it gone any more.
+            (true, true) if policy == Policy::TwoWay => event(greater, Save::Trash),
+            (true, true) => version(remote, Save::Trash),
+        },
+        _ if policy == Policy::Follow => version(remote, Save::Conflict),
+        _ if here_seen && !there_seen => version(remote, Save::Trash),
+        _ if there_seen && !here_seen => version(local, Save::Nothing),
+        _ if remote_wins => event(remote, Save::Conflict),
+        _ => Ok(None),
     }
-    Ok(match policy {
-        Policy::TwoWay if remote_wins => Some(Entry { version: joined.bumped(me), ..remote.clone() }),
-        // A change that was made here stays, and is told as a problem; it is not deleted for others.
-        Policy::Follow if !remote.deleted => Some(Entry { version: joined, ..remote.clone() }),
-        _ => None,
-    })
 }
 
 /// How to come from what is here to what is wanted, both being known and the disk as indexed.
-fn take(local: Option<&Entry>, wanted: Entry, concurrent: bool) -> Action {
-    let save = if concurrent { Save::Conflict } else { Save::Trash };
+fn take(local: Option<&Entry>, wanted: Entry, save: Save) -> Action {
     let wanted = Box::new(wanted);
     match local {
         None if wanted.deleted => Action::Note(wanted),
@@ -226,6 +249,7 @@ mod tests {
         let Action::Install(entry, Save::Conflict) = two_way(Some(&early), &late) else { panic!("the loser acts") };
         assert_eq!((entry.digest, entry.modify_time_ns), (late.digest, 20));
         assert_eq!(entry.version.counts(), [(1, 2), (2, 1)], "a new event that has seen both");
+        assert_eq!(entry.modified_by, ME);
         assert_eq!(decide(2, Policy::TwoWay, Some(&late), &early, State::AsIndexed), Action::Nothing);
         assert_eq!(two_way(Some(&late), &entry), Action::Note(entry), "and the winner takes note of it");
     }
@@ -246,8 +270,25 @@ mod tests {
     fn a_change_outweighs_a_concurrent_deletion() {
         let (removed, changed) = (gone(&[(1, 2)]), file(2, &[(1, 1), (2, 1)], 5));
         let Action::Install(back, Save::Nothing) = two_way(Some(&removed), &changed) else { panic!("it comes back") };
-        assert_eq!(back.version.counts(), [(1, 3), (2, 1)]);
-        assert_eq!(two_way(Some(&changed), &removed), Action::Nothing);
+        assert_eq!(back.version.counts(), [(1, 2), (2, 1)]);
+        assert_eq!(two_way(Some(&changed), &removed), Action::Note(back.clone()), "both sides come to the same");
+        // Whoever deletes what he has seen means it, whatever else happened elsewhere.
+        let gone_again = Entry { modified_by: 3, ..gone(&[(2, 1), (3, 1)]) };
+        let Action::Remove(entry) = two_way(Some(&back), &gone_again) else { panic!("the content was seen") };
+        assert_eq!(entry.version.counts(), [(1, 2), (2, 1), (3, 1)]);
+        assert!(
+            matches!(two_way(Some(&gone_again), &back), Action::Note(e) if e.deleted && e.version == entry.version)
+        );
+    }
+
+    #[test]
+    fn a_content_that_was_seen_is_no_conflict() {
+        // Deleted at 3 without knowing, and changed again at 2, who has seen it.
+        let here = Entry { modified_by: 1, ..file(1, &[(1, 1), (3, 1)], 50) };
+        let there = Entry { modified_by: 2, ..file(2, &[(1, 1), (2, 1)], 10) };
+        let Action::Install(entry, Save::Trash) = two_way(Some(&here), &there) else { panic!("it was seen") };
+        assert_eq!(entry.version.counts(), [(1, 1), (2, 1), (3, 1)]);
+        assert_eq!(two_way(Some(&there), &here), Action::Note(entry));
     }
 
     #[test]
@@ -273,6 +314,7 @@ mod tests {
         let (mine, theirs) = (file(1, &[(1, 1), (2, 1)], 99), file(2, &[(2, 2)], 5));
         let Action::Install(entry, Save::Conflict) = follow(Some(&mine), &theirs) else { panic!("theirs is taken") };
         assert_eq!(entry.version.counts(), [(1, 1), (2, 2)]);
+        let mine = Entry { modified_by: ME, ..mine };
         assert_eq!(follow(Some(&mine), &gone(&[(2, 2)])), Action::Nothing);
     }
 

@@ -1,8 +1,12 @@
 //! How two versions of an entry stand to each other, and which of two concurrent ones wins.
 //!
-//! Each bump of a vector is an *event*: one device gave the path one content. A join without a bump is only ever made of
-//! versions with the same content. So a vector stands for one content: all events in it that no other event in it has
-//! seen have that content. Where two contents meet, whoever has the one that loses makes a new event.
+//! Each bump of a vector is an *event*: one device gave the path one content, or deleted it. The content of a version is that
+//! of an event of the device that the entry names as its maker, and always of the newest one of that device in the vector:
+//! so from maker and vector one can tell whether another version [has seen](has_seen) this content.
+//!
+//! A vector stands for one content: that of the events in it that no other event in it has seen, where a change outweighs a
+//! deletion. Such vectors can be joined by anyone without a new event. Where two different contents have not seen each other,
+//! there is no such rule: whoever has the one that loses makes a new event that has seen both.
 
 use crate::catalogue::entry::{Entry, VERSION_MAX};
 use crate::catalogue::{Relation, VersionVector};
@@ -60,6 +64,17 @@ pub fn same_thing(a: &Entry, b: &Entry) -> bool {
 pub fn same_look(a: &Entry, b: &Entry) -> bool {
     let times = a.deleted || !a.is_file() || a.modify_time_ns == b.modify_time_ns;
     times && (a.deleted || a.mode == b.mode)
+}
+
+/// Has who made `version` seen the content of the entry?
+pub fn has_seen(version: &VersionVector, entry: &Entry) -> bool {
+    let count = entry.version.count(entry.modified_by);
+    count > 0 && version.count(entry.modified_by) >= count
+}
+
+/// Did both get their content by the same event?
+pub fn same_event(a: &Entry, b: &Entry) -> bool {
+    a.modified_by == b.modified_by && a.version.count(a.modified_by) == b.version.count(b.modified_by)
 }
 
 /// Can this vector have come about honestly, and is there room to count on?

@@ -114,13 +114,21 @@ async fn rules_of_the_folder_travel_in_the_record() {
     assert_eq!(there(), [".atriumignore", "a.c"]);
     assert_eq!(share.record.terms().ignore_rules, "*.o\n*.tmp");
     // The file changes: the record is signed anew, and the index follows.
-    anna.write("src/.atriumignore", "*.c\n");
+    let new = anna.write("elsewhere/rules", "*.c\n");
+    std::fs::rename(new, anna.dir.path().join("src/.atriumignore")).unwrap();
     until(&anna.catalogue, "new rules", || there() == [".atriumignore", "a.o"]).await;
     let record = anna.catalogue.record(&id).unwrap();
     assert_eq!((record.terms().revision, record.terms().ignore_rules.as_str()), (2, "*.c\n*.tmp"));
     let change = ShareChange { ignore_rules: Some(String::new()), ..ShareChange::default() };
     anna.catalogue.update("src", change).await.unwrap();
     until(&anna.catalogue, "own rules gone", || there() == [".atriumignore", "a.o", "a.tmp"]).await;
+    // Rules that cannot be used change nothing, and are told.
+    let new = anna.write("elsewhere/rules", "x\n".repeat(20_000));
+    std::fs::rename(new, anna.dir.path().join("src/.atriumignore")).unwrap();
+    anna.catalogue.scan(&id).await.unwrap();
+    let share = anna.catalogue.local_share("src").unwrap();
+    assert!(share.problems.iter().any(|p| p.reason == "IGNORE_RULE_INVALID" && p.message == ".atriumignore"));
+    assert_eq!(there(), [".atriumignore", "a.o", "a.tmp"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

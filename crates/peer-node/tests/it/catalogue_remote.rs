@@ -131,6 +131,55 @@ async fn an_address_resolves_also_while_its_owner_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_heavy_entries_comes_in_pages_and_what_is_gone_is_forgotten() {
+    let office = Office::new();
+    let anna = Machine::new(&office, "acme/anna-pc", "anna");
+    let ben = Machine::new(&office, "acme/ben-pc", "ben");
+    let share = anna.share("plans", &[everyone(Right::Read)]).await;
+    let index = anna.catalogue.index(&share.record.share()).unwrap();
+    let chunks: Arc<[ChunkRef]> = (0..64).map(|i| ChunkRef { id: ChunkId([i; 32]), len: 100 }).collect();
+    let put = |i: u32| {
+        let entry = Entry {
+            path: format!("f{i:04}"),
+            kind: peer_node::catalogue::EntryKind::File,
+            size_bytes: 6_400,
+            modify_time_ns: 0,
+            mode: 0o644,
+            chunks: chunks.clone(),
+            chunk_count: 64,
+            digest: common::model::manifest_digest(&chunks),
+            sequence: 0,
+            deleted: false,
+            version: peer_node::catalogue::VersionVector::new(vec![(1, 1)]).unwrap(),
+            modified_by: 1,
+        };
+        let hold = index.hold(&entry.path).unwrap();
+        let stamp = Some(peer_node::source::FileStamp { size: 6_400, ..Default::default() });
+        index.apply(&hold, entry, chunks.clone(), stamp, 0).unwrap();
+    };
+    tokio::task::block_in_place(|| (0..1_200).for_each(put));
+    assert_eq!(ben.catalogue.list("acme/anna-pc/plans", false, None, 10_000).await.unwrap().items.len(), 1_200);
+    let (mut count, mut after) = (0, None);
+    loop {
+        let page = ben.catalogue.list("acme/anna-pc/plans", false, after.as_deref(), 500).await.unwrap();
+        count += page.items.len();
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(count, 1_200);
+    let top = ben.catalogue.resolve("acme/anna-pc/plans").await.unwrap();
+    assert_eq!(ben.catalogue.tree(&top).await.unwrap().len(), 1_200);
+    // There are no such files, as the next look finds. What is kept goes with the next listing.
+    anna.write("plans/f0007", "real");
+    anna.catalogue.scan(&share.record.share()).await.unwrap();
+    assert_eq!(list(&ben, "acme/anna-pc/plans").await.items.len(), 1);
+    office.off.lock().insert(anna.id());
+    assert_eq!(addresses(&list(&ben, "acme/anna-pc/plans").await), ["acme/anna-pc/plans/f0007"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_what_changed_is_sent_and_everything_if_the_index_is_another() {
     let office = Office::new();
     let mut anna = Machine::new(&office, "acme/anna-pc", "anna");

@@ -8,5 +8,8 @@ mod mailbox;
 mod net;
 mod program;
 mod program_office;
+mod presence;
+mod presence_lab;
+mod presence_node;
 mod relay;
 mod transfer;

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
 use super::pool::Pool;
-use super::{Counters, SETTLE, ScanOptions, Target, directory_of, now_ns, read};
+use super::{Counters, ScanOptions, Target, directory_of, is_settled, read};
 use crate::catalogue::beneath::{Look, Root, file_in, look_again, look_at, names};
 use crate::catalogue::entry::{EntryKind, Stored, join, split};
 use crate::catalogue::folder::Folder;
@@ -47,6 +47,8 @@ pub(super) struct Worker<'a> {
     pub found: SyncSender<Change>,
     /// Files that were not left alone.
     pub late: &'a Mutex<Vec<String>>,
+    /// Files that are left to a later look.
+    pub resting: &'a Mutex<Vec<String>>,
     pub counters: &'a Counters,
     pub last: bool,
     pub buffer: Vec<u8>,
@@ -357,9 +359,21 @@ impl Worker<'_> {
         self.late.lock().push(path.to_owned());
     }
 
+    fn paced(&self, path: &str, begin: u64, torn: bool) {
+        let now = self.folder.now_ms();
+        self.folder.pace.lock().read(path, now, now.saturating_sub(begin), torn);
+    }
+
+    /// A file has changed while it was read.
+    fn torn(&self, path: &str, begin: u64) {
+        self.paced(path, begin, true);
+        self.later(path);
+    }
+
     fn file(&mut self, directory: &OwnedFd, path: &str, name: &str, known: Option<Stored>) {
-        if self.folder.index.is_held(path) {
-            return self.late.lock().push(path.to_owned());
+        let begin = self.folder.now_ms();
+        if self.folder.index.is_held(path) || (self.options.paced && !self.folder.pace.lock().allows(path, begin)) {
+            return self.resting.lock().push(path.to_owned());
         }
         let (file, before) = match file_in(directory.as_fd(), name) {
             Ok(opened) => opened,
@@ -367,8 +381,7 @@ impl Worker<'_> {
             Err(Errno::XDEV) => return self.problem(path, Problem::OtherFileSystem),
             Err(errno) => return self.problem(path, Problem::Unreadable(io::Error::from(errno).to_string())),
         };
-        let age = now_ns().saturating_sub(before.stat.ctime_ns);
-        if age.unsigned_abs() < SETTLE.as_nanos() as u64 {
+        if !is_settled(&before.stat) {
             return self.later(path);
         }
         let hook = self.options.hook.clone().map(|hook| {
@@ -381,7 +394,7 @@ impl Worker<'_> {
             Ok(chunks) => chunks,
             Err(error) => {
                 return match error.kind() {
-                    io::ErrorKind::UnexpectedEof => self.later(path),
+                    io::ErrorKind::UnexpectedEof => self.torn(path, begin),
                     io::ErrorKind::FileTooLarge => self.problem(path, Problem::TooLarge),
                     io::ErrorKind::Interrupted => {}
                     _ => self.problem(path, Problem::Unreadable(error.to_string())),
@@ -396,8 +409,9 @@ impl Worker<'_> {
         let there = look_at(directory, name).ok();
         let same = |look: Option<Look>| look.is_some_and(|l| l.stat == before.stat && l.mode == before.mode);
         if !same(after) || !same(there) {
-            return self.later(path);
+            return self.torn(path, begin);
         }
+        self.paced(path, begin, false);
         self.publish(path, &before, chunks, known);
     }
 

@@ -17,6 +17,7 @@ fn heard(n: u16, instance: u8, sequence: u64) -> Sighting {
         how: FoundBy::Beacon,
         addresses: vec![at(n)],
         instance: Some(([instance; 8], sequence)),
+        claimed: None,
         from: Some((at(n), false)),
         office: Some([1; 8]),
         version: "0.1.0".into(),
@@ -66,6 +67,29 @@ fn goodbyes_count_at_once_and_old_or_replayed_beacons_do_not_bring_anyone_back()
     assert!(table.handle(3300, Event::Heard(heard(1, 2, 1)), member).contains(&Action::Appeared(id(1))));
     table.handle(3400, Event::Goodbye { device: id(1), instance: [1; 8] }, member);
     assert!(table.get(&id(1)).unwrap().present);
+}
+
+#[test]
+fn a_connection_that_outlives_the_goodbye_by_a_moment_does_not_bring_anyone_back() {
+    let mut table = rested();
+    table.handle(3000, Event::Heard(heard(1, 1, 5)), member);
+    table.handle(3000, Event::Connected(id(1)), member);
+    let goodbye = Event::Goodbye { device: id(1), instance: [1; 8] };
+    assert_eq!(table.handle(3100, goodbye, member), [Action::Left(id(1))]);
+    assert!(table.handle(3110, Event::Connected(id(1)), member).is_empty());
+    assert!(table.handle(3120, Event::Disconnected(id(1)), member).is_empty());
+    assert!(table.handle(3130, Event::Connected(id(1)), member).is_empty(), "made while it ended");
+    let actions = pass(&mut table, 3500, 4500);
+    assert!(!actions.contains(&Action::Appeared(id(1))));
+    // One that stays is of a new start.
+    assert!(table.handle(4700, Event::Tick, member).contains(&Action::Appeared(id(1))));
+    // Known by multicast DNS and a connection only, it has gone when both have.
+    let mdns = Sighting { how: FoundBy::Mdns, instance: None, from: None, ..heard(2, 0, 0) };
+    table.handle(5000, Event::Heard(mdns), member);
+    table.handle(5000, Event::Connected(id(2)), member);
+    table.handle(6000, Event::Unlisted(id(2)), member);
+    assert!(table.get(&id(2)).unwrap().present);
+    assert!(table.handle(6100, Event::Disconnected(id(2)), member).contains(&Action::Left(id(2))));
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //!  record    what is stated, signed           closure   who ever had which right
 //!  ledger    the set that a node keeps        rule      set -> View
 //!  announce  the newest word of each node     kept      what is in the store
-//!  author    statements of this node          merge     records of others
+//!  author    statements of this node (draft)  merge     records of others
 //!  invite    codes       enrol   joining      gossip    whom to tell what (pure)   driver  doing it
 //!  grpc      the two services                 sealing   the key for sealed parcels
 //! ```
@@ -34,6 +34,7 @@
 mod announce;
 mod author;
 mod closure;
+mod draft;
 mod driver;
 mod enrol;
 mod gossip;
@@ -49,8 +50,8 @@ mod sealing;
 mod view;
 
 pub use announce::{Announced, Announcement, Board, Difference, MAX_ANNOUNCEMENT_BYTES, NodeInfo};
-pub use author::MemberPatch;
 pub use closure::Closure;
+pub use draft::{Draft, MemberPatch, found};
 pub use driver::{Change, Neighbours, Spread, gossip, say_goodbye};
 pub use enrol::{Joined, key_digest};
 pub use gossip::{Action, Event, Facts, Gossip, HELLO_EVERY};
@@ -68,13 +69,14 @@ pub use sealing::{sealing_key, sealing_secret};
 pub use view::{CentralServer, Member, View, check_member};
 
 use self::invite::Invites;
-use crate::net::Admission;
+use crate::net::{Admission, NodeChannel};
 use common::clock::SharedClock;
 use common::enrol::Exchanges;
 use common::error::{Error, Reason, Result};
 use common::identity::DeviceKey;
 use common::model::DeviceId;
 use common::store::Store;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
@@ -271,6 +273,16 @@ impl Admission for Office {
 
     fn is_revoked(&self, device: &DeviceId) -> bool {
         self.0.view.borrow().revoked(device)
+    }
+
+    fn introduce(&self, channel: NodeChannel) -> BoxFuture<'static, bool> {
+        let office = self.clone();
+        Box::pin(async move {
+            office.introduce_to(channel).await.unwrap_or_else(|error| {
+                tracing::debug!(reason = error.reason(), "the introduction did not help");
+                false
+            })
+        })
     }
 }
 

@@ -843,9 +843,16 @@ impl Network {
 
     /// From a stream to a link: the other side must answer, and count this node as a member.
     async fn establish(&self, device: DeviceId, reached: Reached) -> Result<Link> {
-        let end = self.0.stop.child_token();
+        let mut end = self.0.stop.child_token();
         let Reached { stream, way, local, round_trip } = reached;
-        let control = NodeChannel::over(stream, device, end.clone()).await?;
+        let mut control = NodeChannel::over(stream, device, end.clone()).await?;
+        let asked = tokio::time::timeout(CHECK, control.check()).await;
+        if matches!(asked, Ok(Ok(false))) && self.0.options.admission.introduce(control.clone()).await {
+            // It takes this node for a stranger as long as that connection lasts.
+            let stream = self.again(device, way).await.map_err(|e| unreachable("it went away".into()).caused_by(e))?;
+            end = self.0.stop.child_token();
+            control = NodeChannel::over(stream, device, end.clone()).await?;
+        }
         let bulk = (0..self.0.options.bulk_connections.clamp(1, 8)).map(|_| {
             // The link must not keep the network alive, nor the network the link.
             let this = Arc::downgrade(&self.0);

@@ -8,8 +8,7 @@
 use super::announce::{Announcement, MAX_IN_MESSAGE};
 use super::kept::Batch;
 use super::merge::MAX_PUSH_RECORDS;
-use super::record::{Admission, Kind, Profile, Record};
-use super::view::check_member;
+use super::record::{Profile, Record};
 use super::{Ledger, Office, cut, evaluate, names, sealing_key};
 use aws_lc_rs::digest;
 use bytes::Bytes;
@@ -121,26 +120,19 @@ impl Office {
         let (device_key, device) = (*proven.request.public_key(), proven.request.device_id());
         let (asked_person, office) = (finish.person.clone(), self.clone());
         let also = Batch::default().without_invite(&nameplate);
-        let admitted = self.author(also, move |_, view, own| {
+        let admitted = self.author(also, move |draft| {
             let now_ms = office.0.clock.now_ms();
             let invite = office.0.invites.lock().get(&nameplate, now_ms)?;
-            if view.revoked(&device) {
-                return Err(Error::new(Reason::DeviceRevoked, "this device was cut off from the office")
-                    .fix_is("a device that was cut off needs a new key: remove the node's data directory, then join"));
-            }
-            if !own.may_invite || (invite.may_manage && !own.may_manage) {
-                return Err(super::author::denied("invite others with these rights"));
-            }
-            let person = if invite.person.is_empty() { asked_person } else { invite.person.clone() };
-            names::check_principal(&person, "person")?;
-            // From here on it is used: nobody else finds it.
-            office.0.invites.lock().take(&nameplate, now_ms)?;
-            if view.is_member(&device) {
-                return Ok(Vec::new());
-            }
+            let person = if invite.person.is_empty() { asked_person } else { invite.person };
             let (may_invite, may_manage) = (invite.may_invite, invite.may_manage);
             let profile = Profile { display_name, person, unit: invite.unit, may_invite, may_manage };
-            Ok(vec![Kind::Admission(Admission::new(device_key, sealing_key, profile))])
+            let kinds = match draft.view().is_member(&device) {
+                true => Vec::new(),
+                false => draft.admit(device_key, sealing_key, profile)?,
+            };
+            // From here on it is used: nobody else finds it.
+            office.0.invites.lock().take(&nameplate, now_ms)?;
+            Ok(kinds)
         });
         admitted.await?;
         self.0.exchanges.forget(&proven.nameplate);
@@ -158,23 +150,33 @@ impl Office {
         Ok(peer::FinishEnrolmentResponse { confirmation, office, records, device_id, announcements })
     }
 
-    /// Takes in the records by which a member shows that it is one; true if it is.
+    /// Takes in the records by which a member shows that it is one; says whether it is. One that was cut off is heard
+    /// no more. Who is none any longer is shown why.
     ///
     /// # Errors
-    /// NOT_JOINED, OVERLOADED if many introduce themselves at the same moment, DEVICE_REVOKED.
-    pub(super) async fn introduce(&self, device: DeviceId, records: Vec<peer::Record>) -> Result<bool> {
-        if self.view().revoked(&device) {
-            check_member(&self.view(), &device)?;
-        }
+    /// NOT_JOINED, OVERLOADED if many introduce themselves at the same moment.
+    pub(super) async fn introduce(
+        &self,
+        device: DeviceId,
+        records: Vec<peer::Record>,
+    ) -> Result<peer::IntroduceResponse> {
         let busy = || {
             Error::new(Reason::Overloaded, "many nodes introduce themselves at the moment")
                 .retry_after(Duration::from_secs(1))
         };
         let _place = self.0.introductions.try_acquire().map_err(|_| busy())?;
-        if !self.view().is_member(&device) {
+        let view = self.view();
+        if !view.revoked(&device) && !view.is_member(&device) {
             self.merge(records, None).await?;
         }
-        Ok(self.view().is_member(&device))
+        if self.view().is_member(&device) {
+            return Ok(peer::IntroduceResponse { member: true, records: Vec::new() });
+        }
+        let known = self.with_ledger(|ledger| ledger.closure().rights(&device).member);
+        let why = || self.with_ledger(|ledger| ledger.why_out(&device));
+        let mut why = known.filter(|known| *known).and_then(|_| why()).unwrap_or_default();
+        cut(&mut why, MAX_PUSH_RECORDS, MAX_INTRODUCTION_BYTES);
+        Ok(peer::IntroduceResponse { member: false, records: why.iter().map(Record::wire).collect() })
     }
 
     /// Records by which this node shows others that it is a member, as far as a stranger may send them.
@@ -185,16 +187,21 @@ impl Office {
         records
     }
 
-    /// Introduces this node to a member that does not know it yet; true if it does now.
+    /// Introduces this node to a member that does not know it yet; true if it does now. If this device was cut off, it
+    /// learns that here.
     ///
     /// # Errors
-    /// DEVICE_REVOKED if this device was cut off; what broke the call.
+    /// What broke the call; those of the store.
     pub async fn introduce_to(&self, channel: impl GrpcChannel) -> Result<bool> {
         let records = self.introduction().iter().map(Record::wire).collect();
         let mut request = tonic::Request::new(peer::IntroduceRequest { records });
         request.set_timeout(CALL_TIMEOUT);
         let answer = EnrolmentServiceClient::new(channel).introduce(request).await;
-        answer.map(|a| a.into_inner().member).map_err(|s| from_status(&s))
+        let answer = answer.map_err(|s| from_status(&s))?.into_inner();
+        if !answer.records.is_empty() {
+            self.merge(answer.records, None).await?;
+        }
+        Ok(answer.member)
     }
 
     /// Joins an office: proves the code to the node at the other end of the channel, which shows the certificate key

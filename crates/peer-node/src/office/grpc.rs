@@ -254,8 +254,7 @@ impl EnrolmentService for EnrolmentServer {
             if records.len() > MAX_PUSH_RECORDS {
                 return Err(too_many("records"));
             }
-            let member = self.office.introduce(caller.device, records).await?;
-            Ok(peer::IntroduceResponse { member })
+            self.office.introduce(caller.device, records).await
         };
         answer(introduced.await)
     }

@@ -124,7 +124,7 @@ impl Office {
         let view = self.view();
         let own = self.present(&view)?;
         if !own.may_invite || (options.may_manage && !own.may_manage) {
-            return Err(super::author::denied("invite others with these rights"));
+            return Err(super::draft::denied("invite others with these rights"));
         }
         if !options.person.is_empty() {
             check_principal(&options.person, "person")?;

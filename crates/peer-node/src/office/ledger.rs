@@ -23,7 +23,7 @@ pub const MAX_RECORDS: usize = 20_000;
 pub const REVOCATION_RESERVE: usize = 1_000;
 
 /// Records of one office.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Ledger {
     office: OfficeId,
     founding: RecordId,
@@ -342,8 +342,30 @@ impl Ledger {
     /// Records that make a device a member, the founding one first: its admission, what gave its admitter the right to
     /// it, and so on.
     pub fn proof(&self, device: &DeviceId) -> Vec<Record> {
+        self.with_chains(self.support(*device, Rights { member: true, ..Rights::default() }))
+    }
+
+    /// Adds the other statements of those authors that something restricts: whether a statement is before the heads that
+    /// a restriction names is seen only from the whole chain.
+    fn with_chains(&self, mut records: Vec<Record>) -> Vec<Record> {
+        let target = |s: &Statement| match &s.kind {
+            Kind::Revocation { device, .. } | Kind::Member { device, .. } => Some(*device),
+            _ => None,
+        };
+        let restricted: BTreeSet<DeviceId> = self.statements().filter_map(target).collect();
+        let authors: BTreeSet<DeviceId> = records.iter().map(|r| r.statement().author).collect();
+        let known: HashSet<RecordId> = records.iter().map(Record::id).collect();
+        for author in authors.intersection(&restricted) {
+            records.extend(self.by(author).filter(|r| !known.contains(&r.id())).cloned());
+        }
+        records
+    }
+
+    /// Records that give a device these rights, the founding one first.
+    fn support(&self, device: DeviceId, rights: Rights) -> Vec<Record> {
         let mut proof = vec![self.founding().clone()];
-        let (mut seen, mut needs) = (HashSet::new(), vec![(*device, Rights { member: true, ..Rights::default() })]);
+        let mut seen = HashSet::new();
+        let mut needs = one_by_one(device, rights);
         while let Some((device, right)) = needs.pop() {
             let founder = device == self.founding().statement().author;
             if founder || !seen.insert((device, right)) {
@@ -352,20 +374,40 @@ impl Ledger {
             let giver = self.records.values().filter(|r| self.gives(r.statement(), &device, right));
             if let Some(record) = giver.min_by_key(|r| self.closure.rank(&r.statement().author)) {
                 let author = record.statement().author;
-                let own = record.statement().needs().or(right);
-                for one in [
-                    Rights { member: true, ..Rights::default() },
-                    Rights { invite: own.invite, ..Rights::default() },
-                    Rights { manage: own.manage, ..Rights::default() },
-                ] {
-                    needs.extend((one != Rights::default()).then_some((author, one)));
-                }
+                needs.extend(one_by_one(author, record.statement().needs().or(right)));
                 if !proof.contains(record) {
                     proof.push(record.clone());
                 }
             }
         }
         proof
+    }
+
+    /// Records that show why a device is no member: what restricts it or those to whom it owes its admission, and what
+    /// gives the authors of that the right to it.
+    pub fn why_out(&self, device: &DeviceId) -> Vec<Record> {
+        let mut chain = vec![*device];
+        let mut at = 0;
+        while let Some(device) = chain.get(at).copied() {
+            let admits = |s: &&Statement| s.admits().is_some_and(|a| a.device == device);
+            let authors: BTreeSet<DeviceId> = self.statements().filter(admits).map(|s| s.author).collect();
+            chain.extend(authors.into_iter().filter(|a| !chain.contains(a)).collect::<Vec<_>>());
+            at += 1;
+        }
+        let restricts = |r: &&Record| match &r.statement().kind {
+            Kind::Revocation { device, .. } | Kind::Member { device, .. } => chain.contains(device),
+            _ => false,
+        };
+        let mut why: Vec<Record> = Vec::new();
+        for record in self.records.values().filter(restricts) {
+            let needed = self.support(record.statement().author, record.statement().needs());
+            for one in needed.into_iter().chain([record.clone()]) {
+                if !why.contains(&one) {
+                    why.push(one);
+                }
+            }
+        }
+        self.with_chains(why)
     }
 
     fn gives(&self, statement: &Statement, to: &DeviceId, right: Rights) -> bool {
@@ -378,6 +420,17 @@ impl Ledger {
             _ => false,
         }
     }
+}
+
+/// Rights of a device, each by itself.
+fn one_by_one(device: DeviceId, rights: Rights) -> Vec<(DeviceId, Rights)> {
+    let none = Rights::default();
+    let single = [
+        Rights { member: rights.member, ..none },
+        Rights { invite: rights.invite, ..none },
+        Rights { manage: rights.manage, ..none },
+    ];
+    single.into_iter().filter(|right| *right != none).map(|right| (device, right)).collect()
 }
 
 /// Records that there may be with one like this.

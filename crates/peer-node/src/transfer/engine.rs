@@ -687,7 +687,7 @@ impl Engine {
         if due && self.blocked.is_none() {
             self.start_sync();
         }
-        if self.sources.is_short() {
+        if self.sources.is_short() || self.state == State::Running && self.is_waiting() {
             self.sources.try_neighbours(&self.shared.peers.neighbours());
         }
         if self.sources.take_changed() && self.saved_at.elapsed() >= SAVE_EVERY {

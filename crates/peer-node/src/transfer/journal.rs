@@ -181,15 +181,14 @@ fn read(bytes: &[u8], boot: [u32; 4]) -> (usize, Found) {
     let synced = notes.iter().filter_map(|n| if let Note::Synced(n) = n { Some(*n as usize) } else { None }).max();
     let synced = synced.unwrap_or(0);
     let mut found = Found::default();
-    let (mut parts, mut same) = (Vec::new(), false);
+    let (mut parts, mut same) = ([0; 4], false);
     for (at, note) in notes.iter().enumerate() {
         let sure = same || at < synced;
         match *note {
             Note::Boot(part) => {
-                if parts.len() == 4 {
-                    parts.clear();
-                }
-                parts.push(part);
+                // The last four in a row: some of an earlier id may have been cut off.
+                parts.rotate_left(1);
+                parts[3] = part;
                 same = parts == boot;
             }
             Note::Have(piece) if sure => {

@@ -87,7 +87,7 @@ fn who_has_no_right_sees_nothing_and_who_is_cut_off_gets_nothing() {
     let unknown = cleo.try_atrium(&["get", "acme/anna/none/big.bin", text(&dir.path().join("x"))], "").unwrap();
     assert_ne!(refused.code, 0);
     assert_eq!(refused.code, unknown.code, "not told apart from what does not exist: {}", refused.stderr);
-    anna.atrium(&["members", "revoke", "bert"]).unwrap();
+    anna.atrium(&["members", "revoke", "bert", "--yes"]).unwrap();
     let cut_off = poll(PATIENCE, || {
         bert.try_atrium(&["get", "acme/anna/work/big.bin", text(&dir.path().join("y"))], "").is_ok_and(|f| f.code != 0)
     });

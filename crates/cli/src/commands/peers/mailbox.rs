@@ -90,7 +90,11 @@ pub(in crate::commands) async fn send(c: &Context, args: Send) -> Result<Exit> {
     loop {
         let answer = tokio::select! {
             answer = stream.message() => answer.map_err(|s| from_status(&s))?,
-            Ok(error) = &mut failure => return Err(error),
+            failed = &mut failure, if !failure.is_terminated() => match failed {
+                Ok(error) => return Err(error),
+                // The input has ended well.
+                Err(_) => continue,
+            },
         };
         let Some(answer) = answer else { break };
         meter.set(Counts {

@@ -9,7 +9,6 @@ use super::offers::{Members, invite};
 use crate::office::{CentralServer, check_member};
 use common::error::{Error, Reason, Result};
 use common::rpc::{ConnectOptions, OfficeConnection, ServerAddress};
-use std::collections::BTreeSet;
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +44,7 @@ impl Hybrid {
             server: server.server.clone(),
             ca_pem: server.ca_pem.clone(),
             token: token.to_owned(),
-            joined: joined.unwrap_or_else(BTreeSet::new),
+            joined: joined.unwrap_or_default(),
         }))
         .await?;
         let joined = self.offer_to_all(members).await;

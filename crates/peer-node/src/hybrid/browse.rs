@@ -299,7 +299,7 @@ impl Hybrid {
             let request = request.clone();
             async move { files(&c).issue_read_ticket(request).await.map_err(|s| from_status(&s)) }
         };
-        let issued = self.0.access.call(issue).await.map_err(|e| not_joined(e))?.into_inner();
+        let issued = self.0.access.call(issue).await.map_err(not_joined)?.into_inner();
         if issued.items.len() != found.len() {
             return Err(strange("a ticket for other files than were asked for"));
         }

@@ -165,7 +165,7 @@ impl Shelves {
                 for (key, _) in txn.range(&prefix, &prefix_end(&prefix), PIECES_MAX)? {
                     txn.delete(&key)?;
                 }
-                txn.delete(&time_key(gone))?;
+                txn.delete(time_key(gone))?;
             }
             for (n, piece) in value.chunks(PIECE).enumerate() {
                 txn.put(piece_key(&key, n), piece.to_vec())?;

@@ -43,7 +43,6 @@ impl Parts {
             server: view.server().map(|s| s.server.clone()).unwrap_or_default(),
             revoked: view.revoked(&view.me()),
             problems: self.problems(),
-            ..peer::GetStatusResponse::default()
         }
     }
 

@@ -206,7 +206,7 @@ impl Parts {
 /// A directory that is there takes things into it; with `exact`, a directory becomes it. Else the destination is the new
 /// name.
 fn place(to: &Path, there: bool, is_file: bool, exact: bool, own_name: String) -> Result<(PathBuf, String)> {
-    if there && !(exact && !is_file) {
+    if there && (is_file || !exact) {
         return Ok((to.to_owned(), own_name));
     }
     if !is_file {

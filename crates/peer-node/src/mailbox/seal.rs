@@ -254,7 +254,8 @@ mod tests {
     fn what_was_changed_cut_or_exchanged_is_noticed() {
         let plain = vec![5; 3 * SEGMENT];
         let step = SEGMENT + TAG;
-        let damage: [&dyn Fn(&mut Vec<u8>); 5] = [
+        type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+        let damage: [Damage<'_>; 5] = [
             &|s| s[step + 9] ^= 1,
             &|s| s.truncate(2 * step),
             &|s| s.truncate(2 * step + 100),

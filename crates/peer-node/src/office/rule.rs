@@ -16,6 +16,9 @@ use super::view::{CentralServer, Member, View};
 use common::model::{DeviceId, fold};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+/// The change of a group that counts so far: its rank, the name as written, and who is in it.
+type NewestGroup<'a> = ((u64, RecordId), &'a String, Option<&'a Vec<String>>);
+
 /// Who belongs, by these records. `me` is only noted in the view.
 pub fn evaluate(ledger: &Ledger, me: DeviceId) -> View {
     Judge::new(ledger).run().view(me)
@@ -55,7 +58,15 @@ impl<'a> Judge<'a> {
         let mut restrictions: Vec<&Record> = self.ledger.records().filter(|r| restricts(r.statement())).collect();
         restrictions.sort_by_cached_key(|r| (rank(r), r.statement().sequence, r.id()));
         // A change may count only after what outdid it was taken away, so until nothing changes any more.
-        while restrictions.iter().fold(false, |changed, record| self.apply(record) || changed) {}
+        loop {
+            let mut changed = false;
+            for record in &restrictions {
+                changed |= self.apply(record);
+            }
+            if !changed {
+                break;
+            }
+        }
         self
     }
 
@@ -134,7 +145,7 @@ impl<'a> Judge<'a> {
         let mut view = View::empty(me);
         let mut admissions: HashMap<DeviceId, Vec<&Record>> = HashMap::new();
         let mut changes: HashMap<DeviceId, ((u64, RecordId), &Record, &Profile)> = HashMap::new();
-        let mut groups: BTreeMap<String, ((u64, RecordId), &String, Option<&Vec<String>>)> = BTreeMap::new();
+        let mut groups: BTreeMap<String, NewestGroup<'_>> = BTreeMap::new();
         let mut server = None;
         for record in self.ledger.records() {
             let statement = record.statement();

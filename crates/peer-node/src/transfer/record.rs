@@ -221,7 +221,7 @@ mod tests {
             sources: vec![DeviceId([1; 32]), DeviceId([2; 32])],
         };
         record.save(&store).await.unwrap();
-        assert_eq!(Record::all(&store).unwrap(), [record.clone()]);
+        assert_eq!(Record::all(&store).unwrap(), std::slice::from_ref(&record));
         Record::remove(record.id, &store).await.unwrap();
         assert!(Record::all(&store).unwrap().is_empty());
         assert_eq!(load_limits(&store).unwrap(), None);

@@ -276,28 +276,28 @@ impl Scheduler {
     /// The piece is here.
     pub fn hold(&mut self, piece: Piece) -> Vec<Action> {
         let asked = self.step(piece) == Some(Step::Asked) || self.doubled.contains(&piece);
-        self.to_step(piece, Step::Have);
+        self.set_step(piece, Step::Have);
         if asked { self.drop_from_calls(piece) } else { Vec::new() }
     }
 
     /// The piece may be on this disk: it is not asked for until [`Scheduler::release`].
     pub fn withhold(&mut self, piece: Piece) {
         if self.step(piece) == Some(Step::Missing) {
-            self.to_step(piece, Step::Withheld);
+            self.set_step(piece, Step::Withheld);
         }
     }
 
     /// It is not on this disk after all.
     pub fn release(&mut self, piece: Piece) {
         if self.step(piece) == Some(Step::Withheld) {
-            self.to_step(piece, Step::Missing);
+            self.set_step(piece, Step::Missing);
         }
     }
 
     /// The piece was here and is no longer.
     pub fn lose(&mut self, piece: Piece) {
         if self.step(piece) == Some(Step::Have) {
-            self.to_step(piece, Step::Missing);
+            self.set_step(piece, Step::Missing);
         }
     }
 
@@ -398,7 +398,7 @@ impl Scheduler {
         }
         let wanted = self.step(piece) == Some(Step::Asked);
         if wanted {
-            self.to_step(piece, Step::Checking);
+            self.set_step(piece, Step::Checking);
         }
         wanted
     }
@@ -411,7 +411,7 @@ impl Scheduler {
     /// A piece that arrived could not be written.
     pub fn not_written(&mut self, piece: Piece) {
         if self.step(piece) == Some(Step::Checking) {
-            self.to_step(piece, if self.is_asked(piece) { Step::Asked } else { Step::Missing });
+            self.set_step(piece, if self.is_asked(piece) { Step::Asked } else { Step::Missing });
         }
     }
 
@@ -524,7 +524,7 @@ impl Scheduler {
         let bytes = self.bytes(&pieces);
         for piece in &pieces {
             if self.step(*piece) == Some(Step::Missing) {
-                self.to_step(*piece, Step::Asked);
+                self.set_step(*piece, Step::Asked);
             }
         }
         if let Some(s) = self.sources.get_mut(&source) {
@@ -563,7 +563,7 @@ impl Scheduler {
             if bytes + len > limit && !pieces.is_empty() {
                 break;
             }
-            self.to_step(piece, Step::Asked);
+            self.set_step(piece, Step::Asked);
             pieces.push(piece);
             bytes += len;
             if bytes >= limit {
@@ -778,7 +778,7 @@ impl Scheduler {
     /// A piece that a call does not bring any more.
     fn give_back(&mut self, piece: Piece) {
         if self.step(piece) == Some(Step::Asked) && !self.is_asked(piece) {
-            self.to_step(piece, Step::Missing);
+            self.set_step(piece, Step::Missing);
         }
     }
 
@@ -791,7 +791,7 @@ impl Scheduler {
         self.steps.get(piece as usize).copied()
     }
 
-    fn to_step(&mut self, piece: Piece, step: Step) {
+    fn set_step(&mut self, piece: Piece, step: Step) {
         let at = piece as usize;
         let Some(now) = self.steps.get_mut(at) else { return };
         if (*now == Step::Have) != (step == Step::Have) {

@@ -117,7 +117,7 @@ impl Random {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -125,7 +125,7 @@ impl Random {
     }
     /// One below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 16) % n.max(1)
+        (self.draw() >> 16) % n.max(1)
     }
 }
 
@@ -245,7 +245,7 @@ pub fn run(setup: &SimSetup) -> SimOutcome {
         }
         sim.nodes[at].turn = random.below(count as u64) as usize;
         if !node.seed {
-            sim.nodes[at].scheduler = Some(Scheduler::new(setup.pieces.clone(), random.next()));
+            sim.nodes[at].scheduler = Some(Scheduler::new(setup.pieces.clone(), random.draw()));
         }
     }
     while let Some(Reverse((at, _, event))) = sim.events.pop() {

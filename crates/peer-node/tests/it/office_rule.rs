@@ -682,11 +682,11 @@ proptest! {
         };
         let wire = peer::Record { statement: statement.encode_to_vec().into(), signature: vec![0; 64].into() };
         // Without the signature, so that what comes after it is reached; nothing that is taken in panics.
-        if let Ok(record) = Record::decode(&wire) {
-            if let Ok(mut ledger) = Ledger::found(record.clone()) {
-                ledger.insert(vec![record]);
-                let _ = seen(&ledger);
-            }
+        if let Ok(record) = Record::decode(&wire)
+            && let Ok(mut ledger) = Ledger::found(record.clone())
+        {
+            ledger.insert(vec![record]);
+            let _ = seen(&ledger);
         }
     }
 }

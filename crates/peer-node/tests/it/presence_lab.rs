@@ -231,7 +231,7 @@ fn nodes_are_seen_and_gone_by_both_with_loss() {
 
 #[test]
 fn a_killed_node_is_gone_and_a_new_address_is_followed() {
-    let Some(mut lab) = Lab::with_machines(2).unwrap() else { return };
+    let Some(lab) = Lab::with_machines(2).unwrap() else { return };
     let (office, at) = (Office::of(2), machines(&lab));
     let mut first = Remote::start(&lab, at[0], &office.plan(0));
     let mut second = Remote::start(&lab, at[1], &office.plan(1));
@@ -241,7 +241,7 @@ fn a_killed_node_is_gone_and_a_new_address_is_followed() {
 
     first.forget();
     let changed = now_ms();
-    lab.set_address(at[1], 0, 77).unwrap();
+    lab.change_address(at[1], 0, 77).unwrap();
     let new = lab.address(at[1], 0).to_string();
     let line = loop {
         let line = first.wait(&format!("up {}", office.id(1)));

@@ -443,7 +443,6 @@ impl Copy {
     }
 
     /// Content and file of what is here already and stays.
-    #[expect(clippy::type_complexity, reason = "two optional things, which are there or not")]
     fn present(&self, entry: &Entry, alive: Option<&Stored>) -> Result<Option<(Option<Content>, Option<FileStamp>)>> {
         if entry.deleted {
             return Ok(Some((None, None)));

@@ -355,7 +355,7 @@ impl Inner {
             && folder.rules().text() != record.terms().ignore_rules
         {
             folder.set_rules(Rules::new(&record.terms().ignore_rules)?);
-            folder.ask(folder::Request::Overflow);
+            folder.ask(folder::Request::Everything);
         }
         Ok(new)
     }

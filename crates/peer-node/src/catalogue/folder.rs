@@ -65,7 +65,9 @@ pub(super) enum Request {
     Doubted { path: String },
     /// More has happened than could be told.
     Overflow,
-    /// Look at everything now.
+    /// Look at everything soon: the rules or the folder are others now.
+    Everything,
+    /// Look at everything now, and answer.
     Scan(oneshot::Sender<Result<ScanReport>>),
 }
 

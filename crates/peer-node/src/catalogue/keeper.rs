@@ -127,6 +127,7 @@ impl Keeper {
                 }
             }
             Request::Overflow => gathering.overflowed(now),
+            Request::Everything => gathering.all_now(now),
             Request::Scan(answer) => {
                 waiting.push(answer);
                 gathering.all_now(now);
@@ -142,9 +143,12 @@ impl Keeper {
     async fn refresh_rules(&self) -> bool {
         let refreshed = self.catalogue.refresh_rules(&self.folder).await;
         let problem = refreshed.as_ref().err().map(|e| format!("{}; the rules from before are in force", e.message()));
+        let mut problems = self.folder.problems.lock();
+        problems.clear(RULES_FILE, false);
         if let Some(why) = &problem {
-            self.folder.problems.lock().add(RULES_FILE, Problem::Rule(why.clone()));
+            problems.add(RULES_FILE, Problem::Rule(why.clone()));
         }
+        drop(problems);
         self.folder.set_rules_problem(problem);
         refreshed.unwrap_or(false)
     }

@@ -172,7 +172,7 @@ impl Catalogue {
             ..ShareChange::default()
         };
         let share = self.change(folder, change).await?;
-        folder.ask(Request::Overflow);
+        folder.ask(Request::Everything);
         Ok(share)
     }
 
@@ -282,7 +282,7 @@ impl Catalogue {
             rules.text().clone_into(&mut terms.ignore_rules);
             folder.set_own_rules(&own);
             folder.set_rules(rules);
-            folder.ask(Request::Overflow);
+            folder.ask(Request::Everything);
         }
         self.save(folder).await?;
         if terms != before {

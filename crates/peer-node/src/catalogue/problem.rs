@@ -123,9 +123,10 @@ impl Problems {
         }
     }
 
-    /// Forgets those of one path but for a clash of names, which only a look at the whole directory can tell.
+    /// Forgets those of one path but for what a look at it alone cannot tell: clashes of names, and what is wrong with rules.
     pub fn clear_own(&mut self, path: &str) {
-        self.by_path.retain(|(p, _), problem| p != path || matches!(problem, Problem::CaseClash(_)));
+        let stays = |problem: &Problem| matches!(problem, Problem::CaseClash(_) | Problem::Rule(_));
+        self.by_path.retain(|(p, _), problem| p != path || stays(problem));
     }
 
     /// Forgets those of the entries of one directory.

@@ -12,9 +12,11 @@ use std::str::FromStr;
 /// Longest address.
 const ADDRESS_MAX: usize = 8 * 1024;
 
-/// Whether it is written like a place on the server: the first part has a ':'.
+/// Whether it is written like a place on the server: the first part has a ':', or the second one of `home/NAME:`.
 pub fn is_server_place(text: &str) -> bool {
-    text.split('/').next().is_some_and(|first| first.contains(':'))
+    let mut parts = text.split('/');
+    let first = parts.next().unwrap_or_default();
+    first.contains(':') || (first == "home" && parts.next().is_some_and(|name| name.contains(':')))
 }
 
 /// A hierarchical address, or the beginning of one; `*` stands for one whole segment.
@@ -184,6 +186,7 @@ mod tests {
     #[test]
     fn places_of_server_and_peers_are_told_apart() {
         assert!(matches!("home:".parse().unwrap(), AnyPlace::Server(_)));
+        assert!(matches!("home/anna:x".parse().unwrap(), AnyPlace::Server(_)));
         assert!(matches!("public:plans/x".parse().unwrap(), AnyPath::Server(_)));
         assert!("nonsense:x".parse::<AnyPlace>().is_err());
         let AnyPlace::Peers(address) = "acme/anna-pc/plans/a:b.pdf/".parse().unwrap() else { panic!() };

@@ -129,12 +129,15 @@ impl Problems {
         self.by_path.retain(|(p, _), problem| p != path || stays(problem));
     }
 
-    /// Forgets those of the entries of one directory.
+    /// Forgets those of the entries of one directory, but for what is wrong with rules: a look does not tell that.
     pub fn clear_entries(&mut self, directory: &str) {
         let begin = if directory.is_empty() { String::new() } else { format!("{directory}/") };
         let own = |path: &str| path.strip_prefix(begin.as_str()).is_some_and(|n| !n.is_empty() && !n.contains('/'));
         let below = self.by_path.range((begin.clone(), "")..).take_while(|((p, _), _)| p.starts_with(&begin));
-        let gone: Vec<_> = below.filter(|((p, _), _)| own(p)).map(|(key, _)| key.clone()).collect();
+        let gone: Vec<_> = below
+            .filter(|((p, _), problem)| own(p) && !matches!(problem, Problem::Rule(_)))
+            .map(|(key, _)| key.clone())
+            .collect();
         gone.iter().for_each(|key| drop(self.by_path.remove(key)));
     }
 

@@ -39,7 +39,8 @@ async fn a_liar_is_named_and_banned_and_the_transfer_completes() {
     b.share("x", &data);
     b.spoil("x", &random(23, 32 << 20));
     b.folder.lies.store(true, Ordering::SeqCst);
-    a.cap_upload(20_000_000).await;
+    // Slow enough for the liar to be asked again after its pauses.
+    a.cap_upload(5_000_000).await;
     let done = c.fetch(&[&a, &b], order(&office, &[file])).await;
     assert_done(&c, &done, "x", &data);
     let liar = done.sources.iter().find(|s| s.name == "node b").expect("named");

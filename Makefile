@@ -71,6 +71,7 @@ docs: ## API documentation, warnings denied
 deny: ## Licences, bans and sources of dependencies
 	@if ! $(CARGO) deny --version >/dev/null 2>&1 && [ ! -x $(TOOLS)/bin/cargo-deny ]; then \
 	  echo "building cargo-deny once"; $(CARGO) install --locked -q cargo-deny --version 0.20.2 --root $(TOOLS); fi
+	$(CARGO) fetch -q --locked
 	PATH="$$PATH:$$PWD/$(TOOLS)/bin" $(CARGO) deny --offline check bans licenses sources
 
 verify-proto: ## Lint the contract and look for breaking changes against main

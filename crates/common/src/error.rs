@@ -157,6 +157,33 @@ reasons! {
     PeerMisbehaves "PEER_MISBEHAVES" DataLoss, "the other node sent something that cannot be true", "tell the person of that node; its word was not taken";
     TransferUnknown "TRANSFER_UNKNOWN" NotFound, "there is no such transfer here, or it ended more than a day ago", "`atrium transfers` shows all";
     NoSource "NO_SOURCE" Unavailable, "no machine that has the missing parts can be reached now", "switch one of them on; the transfer goes on by itself";
+    // Devices.
+    ResourceUnknown "RESOURCE_UNKNOWN" NotFound, "there is no such printer, drive or disk, or you may not see it", "`atrium devices` shows all that you may see";
+    ResourceExists "RESOURCE_EXISTS" AlreadyExists, "this machine shares a device of that name already", "choose another name with --name, or unshare the other one";
+    ResourceInvalid "RESOURCE_INVALID" InvalidArgument, "the device cannot be shared like this", "`atrium share --help` shows what each kind needs";
+    ResourceBusy "RESOURCE_BUSY" FailedPrecondition, "somebody else uses the device and it cannot be shared at the same time", "wait, or ask the holder with `atrium request`";
+    ResourceRemote "RESOURCE_REMOTE" FailedPrecondition, "the device belongs to another machine, which shares it already", "use it there; it is never announced twice";
+    LeaseUnknown "LEASE_UNKNOWN" NotFound, "there is no such lease here", "`atrium devices` shows who holds what";
+    LeaseLost "LEASE_LOST" Aborted, "the lease has expired or was taken back, and somebody else may have had the device since", "take a new lease with `atrium use` and begin again";
+    LeaseQueueFull "LEASE_QUEUE_FULL" ResourceExhausted, "too many are waiting for this device", "try again later";
+    DeviceAway "DEVICE_AWAY" Unavailable, "the device is switched off, unplugged or does not answer", "check the device at its machine";
+    DeviceFailed "DEVICE_FAILED" Internal, "the device reported an error", "check the device at its machine; the message says what it said";
+    PrinterUnready "PRINTER_UNREADY" Unavailable, "the printer is out of paper, jammed or stopped", "mend it at the printer; the queue goes on by itself";
+    PrintJobUnknown "PRINT_JOB_UNKNOWN" NotFound, "there is no such print job, or it is not yours", "`atrium jobs` shows yours";
+    PrintJobEnded "PRINT_JOB_ENDED" FailedPrecondition, "the job is completed, canceled or aborted already", "nothing needs to be done";
+    PrintQuotaExceeded "PRINT_QUOTA_EXCEEDED" ResourceExhausted, "your quota of sheets or bytes for this printer is used up", "wait for the next period, or ask who manages the printer";
+    PrintFormatUnknown "PRINT_FORMAT_UNKNOWN" InvalidArgument, "the printer does not take this kind of document", "print a PDF, JPEG, PWG raster or Apple raster file";
+    PinWrong "PIN_WRONG" PermissionDenied, "the PIN is not the one of the job", "after five wrong ones the job is locked for five minutes";
+    QueueLimit "QUEUE_LIMIT" ResourceExhausted, "the queue has as many jobs or bytes as it keeps", "wait until some are printed, or cancel some";
+    TrayOpen "TRAY_OPEN" FailedPrecondition, "the drive's tray is open", "close it";
+    NoMedium "NO_MEDIUM" FailedPrecondition, "there is no disc in the drive", "put one in";
+    DiscChanged "DISC_CHANGED" Aborted, "the disc was changed or taken out since you opened it", "look at the drive again with `atrium devices`, then open what is in it now";
+    SectorBad "SECTOR_BAD" DataLoss, "the disc has sectors that the drive cannot read", "clean the disc; `atrium rip` goes on around them and lists them";
+    DiscFormatUnknown "DISC_FORMAT_UNKNOWN" FailedPrecondition, "the disc has neither an ISO 9660 nor a UDF file system that can be read", "read it as an image with `atrium rip`";
+    SpaceUnknown "SPACE_UNKNOWN" NotFound, "there is no such borrowed space, or it is not yours", "`atrium devices` shows the space that you have borrowed";
+    SpaceExpired "SPACE_EXPIRED" FailedPrecondition, "the time for which the space was borrowed is over, and it was wiped", "borrow space again";
+    SpaceFull "SPACE_FULL" ResourceExhausted, "the space that was lent is used up, or its owner needs the rest of the disk", "delete something in it, or borrow from another machine; reading goes on";
+    MirrorAppendOnly "MIRROR_APPEND_ONLY" FailedPrecondition, "a mirror place is never overwritten and nothing in it is deleted before its time", "put the new version beside the old one";
     // State.
     ShuttingDown "SHUTTING_DOWN" Unavailable, "the server is shutting down", "try again in a few seconds";
     Starting "STARTING" Unavailable, "the server has just been started and is opening its data", "try again in a few seconds";

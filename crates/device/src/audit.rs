@@ -1,0 +1,1 @@
+//! Each grant and refusal of a device, in an append-only, hash-chained log.

@@ -1,0 +1,1 @@
+//! Disks: lent space that expires, and mirror places.

@@ -1,0 +1,1 @@
+//! The Internet Printing Protocol: codec (RFC 8010) and client.

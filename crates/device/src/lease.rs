@@ -1,0 +1,1 @@
+//! Leases of devices with fencing tokens, decided without IO.

@@ -1,0 +1,1 @@
+//! The network block device protocol: export of read-only images.

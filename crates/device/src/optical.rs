@@ -1,0 +1,1 @@
+//! Optical drives: state, media generations, reading, files, ripping.

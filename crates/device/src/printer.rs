@@ -1,0 +1,1 @@
+//! Printers: queue, durable spool, outputs, accounting, and the IPP service of each.

@@ -1,0 +1,1 @@
+//! Tests of devices through their public interface.

@@ -25,11 +25,21 @@ pub struct Shape {
     pub mbit: u32,
 }
 
+/// What a line carries for each byte of content: of 1,514 bytes of a full frame, 1,448 are content of a TCP connection over
+/// IPv4 with timestamps. The limits of the lab count whole frames.
+const FRAMES: f64 = 1514.0 / 1448.0;
+
 impl Shape {
-    /// The time below which nobody can be: `max(F/u_s, F/d_min, N F/(u_s + sum u))`, in seconds (Kumar and Ross 2006).
+    /// The time below which nobody can be: `max(F/u_s, F/d_min, N F/(u_s + sum u))`, in seconds (Kumar and Ross 2006), with
+    /// the lines' rates for content.
     pub fn floor_seconds(&self) -> f64 {
-        let (n, bits, rate) = (self.nodes as f64, self.bytes as f64 * 8.0, f64::from(self.mbit) * 1e6);
+        let (n, bits, rate) = (self.nodes as f64, self.bytes as f64 * 8.0, f64::from(self.mbit) * 1e6 / FRAMES);
         (bits / rate).max(n * bits / (rate + n * rate))
+    }
+
+    /// Copies of the content in so many bytes that left a card.
+    fn copies(&self, sent: u64) -> f64 {
+        sent as f64 / FRAMES / self.bytes as f64
     }
 }
 
@@ -38,7 +48,7 @@ impl Shape {
 pub struct Distribution {
     /// Seconds from the common start to each node's end, ascending.
     pub seconds: Vec<f64>,
-    /// Bytes that left the seed's card divided by the content's size.
+    /// Copies of the content that left the seed's card; everything else that it sent counts as if it were content.
     pub seed_copies: f64,
 }
 
@@ -98,7 +108,7 @@ pub fn atrium(shape: Shape, scratch: &Path) -> Result<Option<Distribution>> {
     for peer in &office.peers[1..] {
         compare::files(&original, &fetched(peer))?;
     }
-    Ok(Some(Distribution { seconds, seed_copies: sent as f64 / shape.bytes as f64 }))
+    Ok(Some(Distribution { seconds, seed_copies: shape.copies(sent) }))
 }
 
 fn fetched(peer: &Peer) -> PathBuf {
@@ -198,7 +208,7 @@ pub fn aria2(shape: Shape, scratch: &Path) -> Result<Option<Distribution>> {
     for (directory, _) in &nodes {
         compare::files(&original, &directory.join("content.bin"))?;
     }
-    Ok(Some(Distribution { seconds, seed_copies: sent as f64 / shape.bytes as f64 }))
+    Ok(Some(Distribution { seconds, seed_copies: shape.copies(sent) }))
 }
 
 /// A single-file torrent with pieces of 256 KiB (BEP 3).

@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_PORT: u16 = 7444;
 /// UDP port of broadcasts.
 pub const BEACON_PORT: u16 = 7445;
+/// TCP port of shared printers: IPP's own, 631, is CUPS's where there is one.
+pub const IPP_PORT: u16 = 8631;
+/// The same over TLS.
+pub const IPPS_PORT: u16 = 8632;
 /// Addresses to listen on, and seeds, at most.
 const ADDRESSES_MAX: usize = 32;
 /// The limit of a Unix socket's name on Linux.
@@ -39,6 +43,8 @@ pub struct Settings {
     pub outbox: Outbox,
     /// Shared folders.
     pub index: Index,
+    /// Printers, optical drives and disks.
+    pub devices: DeviceSettings,
     /// The log.
     pub log: Log,
 }
@@ -133,6 +139,22 @@ pub struct Index {
     pub rescan_interval: HumanDuration,
 }
 
+/// Printers, optical drives and disks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeviceSettings {
+    /// Where programs print to (IPP), while a printer is shared with everyone. Empty: nowhere.
+    pub ipp_listen: Vec<SocketAddr>,
+    /// The same over TLS (IPPS).
+    pub ipps_listen: Vec<SocketAddr>,
+    /// Announce those printers in the local network, so that they appear in print dialogs.
+    pub announce: bool,
+    /// Most bytes of print jobs that wait.
+    pub spool_limit: ByteSize,
+    /// Most bytes of others' discs that are kept for the next reader.
+    pub disc_cache: ByteSize,
+}
+
 /// How the log is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -199,6 +221,18 @@ impl Default for Index {
     }
 }
 
+impl Default for DeviceSettings {
+    fn default() -> Self {
+        Self {
+            ipp_listen: vec![SocketAddr::from(([0u16; 8], IPP_PORT))],
+            ipps_listen: vec![SocketAddr::from(([0u16; 8], IPPS_PORT))],
+            announce: true,
+            spool_limit: ByteSize::gib(10),
+            disc_cache: ByteSize::gib(2),
+        }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".into(), format: LogFormat::Auto }
@@ -242,6 +276,9 @@ impl Settings {
         settings.discovery.mdns = false;
         settings.discovery.beacon = false;
         settings.inbox.directory = directory.join("inbox");
+        settings.devices.ipp_listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        settings.devices.ipps_listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        settings.devices.announce = false;
         settings
     }
 
@@ -363,6 +400,8 @@ impl common::settings::Settings for Settings {
         within("discovery.beacon_port", self.discovery.beacon_port.into(), 1, 65_535, "must not be 0");
         within("discovery.seeds", self.discovery.seeds.len() as u64, 0, ADDRESSES_MAX as u64, "must name at most 32");
         within("outbox.keep", self.outbox.keep.as_millis(), 60_000, 366 * 86_400_000, "must be 1m to 366d");
+        within("devices.ipp_listen", self.devices.ipp_listen.len() as u64, 0, 8, "must name at most 8 addresses");
+        within("devices.ipps_listen", self.devices.ipps_listen.len() as u64, 0, 8, "must name at most 8 addresses");
         let rescan = self.index.rescan_interval.as_millis();
         within("index.rescan_interval", rescan, 1_000, 30 * 86_400_000, "must be 1s to 30d");
         within("inbox.accept", self.inbox.accept.len() as u64, 0, 1_000, "must name at most 1000 people");

@@ -89,6 +89,8 @@ impl Peer {
         writeln!(text, "[discovery]\nseeds = [{}]", list(&self.seeds))?;
         if alone {
             writeln!(text, "mdns = false\nbeacon = false")?;
+            let any = "[\"127.0.0.1:0\"]";
+            writeln!(text, "[devices]\nipp_listen = {any}\nipps_listen = {any}\nannounce = false")?;
         }
         text.push_str(&self.settings);
         Ok(text)

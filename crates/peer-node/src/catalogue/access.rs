@@ -52,6 +52,13 @@ pub trait Peers: Send + Sync + 'static {
     /// # Errors
     /// PEER_UNREACHABLE and the like.
     fn channel(&self, device: DeviceId) -> BoxFuture<'static, Result<PeerChannel>>;
+    /// A connection for many bytes; the same one where there is no other.
+    ///
+    /// # Errors
+    /// PEER_UNREACHABLE and the like.
+    fn bulk_channel(&self, device: DeviceId) -> BoxFuture<'static, Result<PeerChannel>> {
+        self.channel(device)
+    }
     /// Is there a connection now?
     fn is_connected(&self, device: &DeviceId) -> bool;
 }

@@ -66,6 +66,11 @@ impl Peers for Network {
         Box::pin(async move { Ok(peer_channel(network.link(device).await?.control())) })
     }
 
+    fn bulk_channel(&self, device: DeviceId) -> BoxFuture<'static, Result<PeerChannel>> {
+        let network = self.clone();
+        Box::pin(async move { Ok(peer_channel(network.link(device).await?.bulk())) })
+    }
+
     fn is_connected(&self, device: &DeviceId) -> bool {
         self.linked(device).is_some()
     }

@@ -6,7 +6,8 @@
 //!  attach      who brings the server in                      offers   handing invites to members, taking one
 //!  address     acme/server/public/plans/a.pdf                browse   listing, and what a fetch needs
 //!  ticket      a source that checks read tickets             shelf    which file of the server a chunk is in
-//!  swarm       the server as a node that has everything
+//!  swarm       the server as a node that has everything  walk     what is below a directory
+//!  renew       tickets that end before their transfer does
 //! ```
 //!
 //! # Rights
@@ -14,13 +15,16 @@
 //! The server decides who may read: with each call to it, by the person's session. For contents that come from other
 //! members it issues a *read ticket*: for one device, for named contents, for a day (`common::ticket`). Whoever is shown
 //! one checks it with the certificates in the office's records, without asking anybody, so that members go on giving each
-//! other what they have while the server is away. A ticket cannot be taken back before its day is over.
+//! other what they have while the server is away. A ticket cannot be taken back before its day is over; a transfer that takes
+//! longer gets a new one for the same contents, if the person still may read them.
 //!
 //! # One swarm
 //!
 //! `transfer` knows no server. [`Hybrid::peers`] adds to the nodes a device that stands for the server: its calls are
-//! answered in this process by asking the server for ranges of files. It has everything in the ticket. Other members that
-//! fetch the same contents are found as always: by asking those who are connected, and by being told.
+//! answered in this process by asking the server for ranges of files. It has everything in the ticket, and is *spared*: it
+//! is asked for what the others do not bring (`transfer::scheduler`). Other members that fetch the same contents are found
+//! as always: by asking those who are connected, and by being told. Each shows a ticket of its own; what counts is that the
+//! tickets name the same contents.
 //!
 //! # On disk
 //!
@@ -32,7 +36,7 @@
 //! # Bounds
 //!
 //! A ticket has 1,000 contents; a larger directory is several fetches. 1,024 tickets are remembered and 64 of them held in
-//! memory; the oldest go, and their transfers then take from members only. One offer is taken at a time.
+//! memory; the oldest go, and their transfers then take from members only. One offer is taken at a time, eight are made.
 
 mod access;
 mod address;
@@ -40,13 +44,15 @@ mod attach;
 mod browse;
 mod membership;
 mod offers;
+mod renew;
 mod shelf;
 mod swarm;
 mod ticket;
+mod walk;
 
-pub use address::{Place, server_word};
+pub use address::{Place, server_address, server_word};
 pub use attach::Attached;
-pub use browse::{ServerFiles, ServerTree};
+pub use browse::{ServerFiles, ServerTree, problem};
 pub use membership::Membership;
 pub use offers::{HybridServer, Members};
 pub use swarm::{WithServer, server_device};
@@ -54,6 +60,7 @@ pub use ticket::TicketSource;
 
 use self::access::Access;
 use self::membership::Memory;
+use self::renew::Renewals;
 use self::shelf::Shelves;
 use crate::office::Office;
 use crate::transfer::Peers;
@@ -92,6 +99,7 @@ struct Inner {
     memory: Arc<Memory>,
     access: Access,
     shelves: Shelves,
+    renewals: Renewals,
     /// One joining at a time.
     joining: Semaphore,
     /// One round of offers at a time.
@@ -114,6 +122,7 @@ impl Hybrid {
             memory,
             access,
             shelves,
+            renewals: Renewals::default(),
             joining: Semaphore::new(1),
             offering: Mutex::new(()),
         })))
@@ -133,6 +142,16 @@ impl Hybrid {
     pub fn membership(&self) -> Option<Arc<Membership>> {
         let view = self.0.office.view();
         self.0.memory.membership().filter(|m| view.server().is_some_and(|s| m.is_of(s)))
+    }
+
+    /// Members that have not joined the server as far as this node knows; none if it makes no offers.
+    pub fn waiting(&self) -> usize {
+        let view = self.0.office.view();
+        let (Some(server), Some(session)) = (view.server(), self.0.memory.session()) else { return 0 };
+        if session.ca_pem.trim() != server.ca_pem.trim() {
+            return 0;
+        }
+        view.present().filter(|m| m.device != view.me() && !session.has_joined(&m.device)).count()
     }
 }
 

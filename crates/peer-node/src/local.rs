@@ -12,20 +12,22 @@ mod guard;
 mod mailbox;
 mod office;
 mod peers;
+mod server;
 mod shares;
 mod status;
 mod transfers;
 
 use crate::catalogue::Catalogue;
+use crate::hybrid::Hybrid;
 use crate::mailbox::Mailbox;
 use crate::net::Network;
 use crate::office::Office;
 use crate::presence::Presence;
 use crate::settings::Settings;
-use crate::transfer::Transfers;
+use crate::transfer::{Peers, Transfers};
 use crate::twoway::TwoWay;
 use common::clock::SharedClock;
-use common::error::{Error, Reason, Result};
+use common::error::{Error, Result};
 use common::identity::DeviceKey;
 use common::shutdown::Shutdown;
 use common::status::to_status;
@@ -68,6 +70,10 @@ pub struct Parts {
     pub mailbox: Mailbox,
     /// Copies of two-way shares.
     pub twoway: TwoWay,
+    /// The office's central server.
+    pub hybrid: Hybrid,
+    /// Where content is fetched from: the members, and the server as one of them.
+    pub peers: Arc<dyn Peers>,
 }
 
 /// The local service. Clones share everything.
@@ -103,11 +109,6 @@ pub type LocalServing = JoinHandle<std::result::Result<(), tonic::transport::Err
 
 fn reply<T>(result: Result<T>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|e| to_status(&e))
-}
-
-/// A method whose module this node does not have.
-fn unknown<T>() -> Result<Response<T>, Status> {
-    reply(Err(Error::new(Reason::MethodUnknown, "this peer does not offer the method")))
 }
 
 /// A stream of answers.
@@ -184,9 +185,9 @@ impl NodeService for Local {
 
     async fn attach_server(
         &self,
-        _: Request<peer::AttachServerRequest>,
+        request: Request<peer::AttachServerRequest>,
     ) -> Result<Response<peer::AttachServerResponse>, Status> {
-        unknown()
+        reply(self.parts.attach_server(request.into_inner()).await)
     }
 
     async fn create_share(

@@ -168,11 +168,22 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// True if everything that the other one is about is also in this one.
-    pub fn includes(&self, other: &Self) -> bool {
+    /// True if the two have something in common: it is the same share or parcel, or some content is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Contents(all), Self::Contents(some)) => some.iter().all(|m| all.binary_search(m).is_ok()),
+            (Self::Contents(a), Self::Contents(b)) => {
+                let (few, many) = if a.len() <= b.len() { (a, b) } else { (b, a) };
+                few.iter().any(|m| many.binary_search(m).is_ok())
+            }
             _ => self == other,
+        }
+    }
+
+    /// True if it is about this content of whatever else: tickets name contents, the others do not.
+    pub fn reaches(&self, manifest: &[u8; 32]) -> bool {
+        match self {
+            Self::Contents(all) => all.binary_search(manifest).is_ok(),
+            _ => true,
         }
     }
 }
@@ -184,14 +195,6 @@ impl Scope {
             Self::Share(id) => Subject::Share(*id),
             Self::Parcel(id) => Subject::Parcel(*id),
             Self::Ticket(shown) => Subject::Contents(shown.manifests().clone()),
-        }
-    }
-
-    /// True if the right reaches this content of whatever else it is about: a ticket names contents, the others do not.
-    pub fn reaches(&self, manifest: &[u8; 32]) -> bool {
-        match self {
-            Self::Ticket(shown) => shown.covers(manifest),
-            _ => true,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! STATE/store/       the records of all modules (common::store, sled)
 //! STATE/transfers/   what is being fetched, and how far it is
 //! STATE/mailbox/     parcels that were sent, came in, or are kept for others
+//! STATE/server/      this machine's place at the office's central server, if it has one
 //! SOCKET             the local socket, mode 0600
 //! ```
 //!

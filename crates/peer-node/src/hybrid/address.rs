@@ -39,6 +39,11 @@ pub fn server_word(view: &View) -> Option<&'static str> {
     WORDS.iter().find(|word| !taken(word)).copied()
 }
 
+/// Below which address everything on the server is; `None` if the office has none.
+pub fn server_address(view: &View) -> Option<String> {
+    server_word(view).map(|word| format!("{}/{word}", view.name()))
+}
+
 impl Place {
     /// Reads an address; `None` if it is not one of the server's.
     ///

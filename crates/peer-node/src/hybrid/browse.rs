@@ -1,9 +1,10 @@
 //! What is on the server: listing it, and what a fetch of it needs.
 
-use super::Hybrid;
 use super::address::{Place, address_of, is_office};
 use super::shelf::ServerFile;
 use super::swarm::server_device;
+use super::{Hybrid, walk};
+use crate::catalogue::names;
 use crate::model::{Content, Scope, ShownTicket};
 use crate::transfer::{OrderDirectory, OrderFile};
 use common::error::{Error, Kind, Reason, Result};
@@ -23,10 +24,12 @@ use std::time::Duration;
 const ANSWER_MAX: usize = 16 * 1024 * 1024;
 /// A listing does not wait longer for the server.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Nor a search.
+const SEARCH_PATIENCE: Duration = Duration::from_secs(20);
 /// Manifests that are asked for side by side.
 const MANIFESTS: usize = 8;
 /// Most entries below a directory that is fetched or listed with everything in it.
-const TREE_MAX: usize = 1_000_000;
+pub(super) const TREE_MAX: usize = 1_000_000;
 /// Public directories that are shown at the office.
 const SHOWN_DIRECTORIES: usize = 10_000;
 
@@ -60,15 +63,15 @@ fn files(connection: &OfficeConnection) -> FileServiceClient<OfficeChannel> {
     FileServiceClient::new(connection.control()).max_decoding_message_size(ANSWER_MAX)
 }
 
-fn name_of(entry: &v1::Entry) -> &str {
+pub(super) fn name_of(entry: &v1::Entry) -> &str {
     &entry.display_name
 }
 
-fn join(directory: &str, name: &str) -> String {
+pub(super) fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-fn is_directory(entry: &v1::Entry) -> bool {
+pub(super) fn is_directory(entry: &v1::Entry) -> bool {
     entry.kind() == v1::EntryKind::Directory
 }
 
@@ -84,17 +87,22 @@ fn unknown(address: &str) -> Error {
     Error::new(Reason::AddressUnknown, format!("nothing on the server has the address {address:.200}"))
 }
 
-async fn page_of(c: &OfficeConnection, path: &v1::Path, size: u32, token: &str) -> Result<v1::ListEntriesResponse> {
+pub(super) async fn page_of(
+    c: &OfficeConnection,
+    path: &v1::Path,
+    size: u32,
+    token: &str,
+) -> Result<v1::ListEntriesResponse> {
     let request = v1::ListEntriesRequest { path: Some(path.clone()), page_size: size, page_token: token.to_owned() };
     files(c).list_entries(request).await.map(tonic::Response::into_inner).map_err(|s| from_status(&s))
 }
 
-async fn entry_of(connection: &OfficeConnection, path: &v1::Path) -> Result<v1::Entry> {
+pub(super) async fn entry_of(connection: &OfficeConnection, path: &v1::Path) -> Result<v1::Entry> {
     let request = v1::GetEntryRequest { path: Some(path.clone()) };
     files(connection).get_entry(request).await.map(tonic::Response::into_inner).map_err(|s| from_status(&s))
 }
 
-async fn roots(connection: &OfficeConnection) -> Result<Vec<v1::Directory>> {
+pub(super) async fn roots(connection: &OfficeConnection) -> Result<Vec<v1::Directory>> {
     let mut client = DirectoryServiceClient::new(connection.control()).max_decoding_message_size(ANSWER_MAX);
     let mut all = Vec::new();
     let mut page_token = String::new();
@@ -136,9 +144,11 @@ async fn content_of(connection: &OfficeConnection, file: &ServerFile) -> Result<
 }
 
 /// A file below the top of what is fetched.
-struct Found {
-    relative: String,
-    path: v1::Path,
+pub(super) struct Found {
+    /// Below the top.
+    pub relative: String,
+    /// On the server.
+    pub path: v1::Path,
 }
 
 impl Hybrid {
@@ -185,13 +195,18 @@ impl Hybrid {
     ) -> Result<peer::ListResponse> {
         let Some(path) = place.wire() else {
             let public = *place == Place::Public;
-            let all = roots(connection).await?;
+            let mut all = roots(connection).await?;
+            all.sort_by(|a, b| a.name.cmp(&b.name));
+            if recursive {
+                all.retain(|r| !public || r.name.starts_with("public/"));
+                return self.list_roots(connection, &all, token, size as usize).await;
+            }
             let items = all.iter().filter(|r| !public || r.name.starts_with("public/")).map(|r| self.root_item(r));
             return Ok(peer::ListResponse { items: items.collect(), ..Default::default() });
         };
         let view = self.0.office.view();
         if recursive {
-            return self.list_all(connection, &path, token, size as usize).await;
+            return walk::list_all(connection, &view, &path, token, size as usize).await;
         }
         if !path.path.is_empty() {
             let entry = entry_of(connection, &path).await?;
@@ -209,51 +224,88 @@ impl Hybrid {
         })
     }
 
-    /// Everything below, in the order of the walk; a page goes on behind the item that its token names.
-    async fn list_all(
+    /// Searches names below a place, or on all of the server: gives what has all of the words in its path. A search that
+    /// would take too long ends early, and says so.
+    pub async fn find(
+        &self,
+        words: &[String],
+        below: &Place,
+        limit: usize,
+    ) -> (Vec<peer::Item>, Option<peer::NodeProblem>) {
+        let found = parking_lot::Mutex::new(Vec::new());
+        let search = self.0.access.call(|c| self.search(c, words, below, limit, &found));
+        let ended = tokio::time::timeout(SEARCH_PATIENCE, search).await;
+        let problem = match ended {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(problem(&error)),
+            Err(_) => Some(problem(&Error::new(
+                Reason::DeadlineExceeded,
+                "the search of the central server's directories took too long and ended early",
+            ))),
+        };
+        let mut found: Vec<(u8, peer::Item)> = found.into_inner();
+        found.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| names::order(&a.1.address, &b.1.address)));
+        found.truncate(limit);
+        (found.into_iter().map(|(_, item)| item).collect(), problem)
+    }
+
+    async fn search(
+        &self,
+        connection: OfficeConnection,
+        words: &[String],
+        below: &Place,
+        limit: usize,
+        found: &parking_lot::Mutex<Vec<(u8, peer::Item)>>,
+    ) -> Result<()> {
+        found.lock().clear();
+        let view = self.0.office.view();
+        let tops: Vec<v1::Path> = match below.wire() {
+            Some(path) => vec![path],
+            None => {
+                let all = roots(&connection).await?.into_iter();
+                let wanted = all.filter(|r| *below == Place::Top || r.name.starts_with("public/"));
+                wanted.map(|r| v1::Path { root: r.name, path: String::new() }).collect()
+            }
+        };
+        for top in tops {
+            let mut walk = walk::Walk::new(&connection, &top);
+            while let Some((path, entry)) = walk.next().await? {
+                if let Some(rank) = names::rank(&path, words) {
+                    let mut found = found.lock();
+                    found.push((rank, item(&entry, address_of(&view, &top.root, &path))));
+                    if found.len() >= limit {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Several directories with everything in them; a page is of one of them.
+    async fn list_roots(
         &self,
         connection: &OfficeConnection,
-        path: &v1::Path,
+        roots: &[v1::Directory],
         token: &str,
         size: usize,
     ) -> Result<peer::ListResponse> {
         let view = self.0.office.view();
-        let (mut answer, mut skip) = (peer::ListResponse::default(), !token.is_empty());
-        let mut seen = 0;
-        let mut open = vec![(path.path.clone(), String::new())];
-        while let Some((directory, page_token)) = open.pop() {
-            let at = v1::Path { root: path.root.clone(), path: directory.clone() };
-            let page = page_of(connection, &at, 5_000, &page_token).await?;
-            if !page.next_page_token.is_empty() {
-                open.push((directory.clone(), page.next_page_token));
-            }
-            let mut below = Vec::new();
-            for entry in &page.entries {
-                let inside = join(&directory, name_of(entry));
-                let address = address_of(&view, &path.root, &inside);
-                if is_directory(entry) {
-                    below.push((inside, String::new()));
-                }
-                seen += 1;
-                if seen > TREE_MAX {
-                    return Err(too_large());
-                }
-                if skip {
-                    skip = address != token;
-                    continue;
-                }
-                if answer.items.len() == size {
-                    answer.next_page_token = answer.items.last().map(|i| i.address.clone()).unwrap_or_default();
-                    return Ok(answer);
-                }
-                answer.items.push(item(entry, address));
-            }
-            open.extend(below.into_iter().rev());
+        let address = |r: &v1::Directory| address_of(&view, &r.name, "");
+        let is_in = |r: &&v1::Directory| token == address(r) || token.starts_with(&(address(r) + "/"));
+        // The token of a directory itself is that of its beginning.
+        let Some(root) = roots.iter().find(is_in).or(roots.first()) else { return Ok(peer::ListResponse::default()) };
+        let top = v1::Path { root: root.name.clone(), path: String::new() };
+        let begins = !token.starts_with(&(address(root) + "/"));
+        let mut page = walk::list_all(connection, &view, &top, if begins { "" } else { token }, size).await?;
+        if begins {
+            page.items.insert(0, self.root_item(root));
         }
-        if skip {
-            return Err(Error::new(Reason::PageTokenInvalid, "what the last page ended with is gone"));
+        if page.next_page_token.is_empty() {
+            let next = roots.iter().skip_while(|r| r.name != root.name).nth(1);
+            page.next_page_token = next.map(address).unwrap_or_default();
         }
-        Ok(answer)
+        Ok(page)
     }
 
     fn root_item(&self, root: &v1::Directory) -> peer::Item {
@@ -279,14 +331,27 @@ impl Hybrid {
         let path = place.wire().ok_or_else(|| unknown(view.name()))?;
         let address = address_of(&view, &path.root, &path.path);
         let name = address.rsplit('/').next().unwrap_or_default().to_owned();
-        let (is_file, found, directories) = self.0.access.call(|c| walk(c, path.clone(), name.clone())).await?;
-        let mut groups = Vec::new();
+        let (is_file, found, directories) = self.0.access.call(|c| walk::tree(c, path.clone(), name.clone())).await?;
+        let (mut groups, mut chunks) = (Vec::new(), 0);
         for some in found.chunks(MAX_MANIFESTS) {
-            groups.push(self.ticket_for(some).await?);
+            let group = self.ticket_for(some).await?;
+            chunks += group.files.iter().map(|f| f.content.chunks.len()).sum::<usize>();
+            if chunks > crate::transfer::order::MAX_CHUNKS {
+                return Err(too_large());
+            }
+            groups.push(group);
         }
         let mut sources = vec![server_device(&server.server)];
         sources.extend(neighbours.iter().take(crate::transfer::order::MAX_SOURCES - 1));
         Ok(ServerTree { address, name, is_file, groups, directories, sources })
+    }
+
+    pub(super) async fn issue(&self, request: v1::IssueReadTicketRequest) -> Result<v1::IssueReadTicketResponse> {
+        let issue = |c: OfficeConnection| {
+            let request = request.clone();
+            async move { files(&c).issue_read_ticket(request).await.map_err(|s| from_status(&s)) }
+        };
+        self.0.access.call(issue).await.map(tonic::Response::into_inner).map_err(not_joined)
     }
 
     async fn ticket_for(&self, found: &[Found]) -> Result<ServerFiles> {
@@ -295,11 +360,7 @@ impl Hybrid {
             paths: found.iter().map(|f| f.path.clone()).collect(),
             device_id: me.0.to_vec().into(),
         };
-        let issue = |c: OfficeConnection| {
-            let request = request.clone();
-            async move { files(&c).issue_read_ticket(request).await.map_err(|s| from_status(&s)) }
-        };
-        let issued = self.0.access.call(issue).await.map_err(not_joined)?.into_inner();
+        let issued = self.issue(request).await?;
         if issued.items.len() != found.len() {
             return Err(strange("a ticket for other files than were asked for"));
         }
@@ -359,49 +420,7 @@ impl Hybrid {
     }
 }
 
-/// The files and directories below a path.
-async fn walk(
-    connection: OfficeConnection,
-    top: v1::Path,
-    name: String,
-) -> Result<(bool, Vec<Found>, Vec<OrderDirectory>)> {
-    if !is_directory(&entry_of(&connection, &top).await?) {
-        return Ok((true, vec![Found { relative: name, path: top }], Vec::new()));
-    }
-    let (mut found, mut directories) = (Vec::new(), Vec::new());
-    let mut open = vec![String::new()];
-    while let Some(directory) = open.pop() {
-        let at = v1::Path { root: top.root.clone(), path: join_path(&top.path, &directory) };
-        let mut page_token = String::new();
-        loop {
-            let page = page_of(&connection, &at, 5_000, &page_token).await?;
-            for entry in &page.entries {
-                let relative = join(&directory, name_of(entry));
-                if is_directory(entry) {
-                    directories.push(OrderDirectory { path: relative.clone(), mode: 0o755 });
-                    open.push(relative);
-                } else {
-                    let path = v1::Path { root: top.root.clone(), path: join_path(&top.path, &relative) };
-                    found.push(Found { relative, path });
-                }
-                if found.len() + directories.len() > TREE_MAX {
-                    return Err(too_large());
-                }
-            }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
-            }
-        }
-    }
-    Ok((false, found, directories))
-}
-
-fn join_path(top: &str, below: &str) -> String {
-    if below.is_empty() { top.to_owned() } else { join(top, below) }
-}
-
-fn too_large() -> Error {
+pub(super) fn too_large() -> Error {
     Error::new(Reason::TreeTooLarge, "there is too much below this directory").fix_is("name a directory further down")
 }
 
@@ -419,7 +438,8 @@ fn not_joined(error: Error) -> Error {
         .fix_is("stay connected with the machine where the server was attached: it invites this one by itself")
 }
 
-fn problem(error: &Error) -> peer::NodeProblem {
+/// Why something on the server is not in an answer.
+pub fn problem(error: &Error) -> peer::NodeProblem {
     let message = match error.kind() {
         Kind::Unavailable => "the central server cannot be reached".to_owned(),
         _ => error.message().to_owned(),
@@ -432,7 +452,7 @@ fn problem(error: &Error) -> peer::NodeProblem {
     }
 }
 
-fn item(entry: &v1::Entry, address: String) -> peer::Item {
+pub(super) fn item(entry: &v1::Entry, address: String) -> peer::Item {
     let kind = if is_directory(entry) { peer::item::Kind::Directory } else { peer::item::Kind::File };
     let digest = <[u8; 32]>::try_from(&entry.manifest_digest[..]).ok();
     peer::Item {

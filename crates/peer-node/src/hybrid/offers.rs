@@ -11,11 +11,14 @@ use common::rpc::{ConnectOptions, OfficeConnection};
 use common::shutdown::Shutdown;
 use common::status::{from_status, to_status};
 use common::tls::{DeviceCredentials, check_membership, renew_at_ms};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use proto::peer::v1 as peer;
 use proto::peer::v1::hybrid_service_client::HybridServiceClient;
 use proto::peer::v1::hybrid_service_server::{HybridService, HybridServiceServer};
 use proto::v1;
 use proto::v1::device_service_client::DeviceServiceClient;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
@@ -24,6 +27,8 @@ use tonic::{Request, Response, Status};
 const RECORD_WAIT: Duration = Duration::from_secs(5);
 /// An offer, with the joining in it.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(45);
+/// Members that are offered it at the same time.
+const OFFERED: usize = 8;
 /// Life of an invite for a member that is there.
 const INVITE_SECONDS: u64 = 300;
 /// Members that did not take an offer are asked again after so long.
@@ -35,19 +40,21 @@ const GATHER: Duration = Duration::from_millis(100);
 
 /// Members that are connected.
 pub trait Members: Send + Sync + 'static {
-    /// Who.
+    /// Who, in whichever direction.
     fn devices(&self) -> Vec<DeviceId>;
-    /// The channel to one of them, if it is connected.
-    fn channel(&self, device: &DeviceId) -> Option<NodeChannel>;
+    /// A channel to one of them; one that has connected to this node is called back.
+    fn channel(&self, device: DeviceId) -> BoxFuture<'static, Result<NodeChannel>>;
 }
 
 impl Members for Network {
     fn devices(&self) -> Vec<DeviceId> {
-        self.neighbours()
+        let all: BTreeSet<DeviceId> = self.neighbours().into_iter().chain(self.incoming().into_keys()).collect();
+        all.into_iter().collect()
     }
 
-    fn channel(&self, device: &DeviceId) -> Option<NodeChannel> {
-        self.linked(device).map(|link| link.control())
+    fn channel(&self, device: DeviceId) -> BoxFuture<'static, Result<NodeChannel>> {
+        let network = self.clone();
+        Box::pin(async move { network.link(device).await.map(|link| link.control()) })
     }
 }
 
@@ -189,17 +196,9 @@ impl Hybrid {
             .into_iter()
             .filter(|d| *d != view.me() && view.is_member(d) && !session.has_joined(d))
             .collect();
-        let offers = open.iter().map(|device| async {
-            let outcome = match members.channel(device) {
-                Some(channel) => {
-                    let offer = self.offer(&server, &session, channel);
-                    tokio::time::timeout(OFFER_TIMEOUT, offer).await.unwrap_or_else(|_| Ok(false))
-                }
-                None => Ok(false),
-            };
-            (*device, outcome)
-        });
-        let outcomes = futures_util::future::join_all(offers).await;
+        let offers: Vec<BoxFuture<'_, (DeviceId, Result<bool>)>> =
+            open.into_iter().map(|device| self.offer_to(&server, &session, members, device)).collect();
+        let outcomes: Vec<_> = futures_util::stream::iter(offers).buffer_unordered(OFFERED).collect().await;
         let mut now = Session::clone(&session);
         let mut refused = false;
         for (device, outcome) in outcomes {
@@ -221,6 +220,19 @@ impl Hybrid {
             tracing::warn!(%error, "who joined the server could not be noted");
         }
         count
+    }
+
+    fn offer_to<'a>(
+        &'a self,
+        server: &'a CentralServer,
+        session: &'a Session,
+        members: &'a dyn Members,
+        device: DeviceId,
+    ) -> BoxFuture<'a, (DeviceId, Result<bool>)> {
+        Box::pin(async move {
+            let offer = async { self.offer(server, session, members.channel(device).await?).await };
+            (device, tokio::time::timeout(OFFER_TIMEOUT, offer).await.unwrap_or_else(|_| Ok(false)))
+        })
     }
 
     async fn offer(&self, server: &CentralServer, session: &Session, channel: NodeChannel) -> Result<bool> {

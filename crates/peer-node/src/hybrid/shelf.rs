@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub const REMEMBERED: usize = 1_024;
 /// Tickets whose chunks are in memory.
 const HELD: usize = 64;
+/// Their chunks together, if there is more than one: about 400 MB at most.
+const HELD_CHUNKS: usize = 4_000_000;
 /// What a ticket is about is written in pieces of this size.
 const PIECE: usize = 60 * 1024;
 /// Most pieces: 1,000 files with long paths.
@@ -140,14 +142,23 @@ impl Shelves {
     /// # Errors
     /// Those of the store.
     pub async fn put(&self, ticket: &ShownTicket, files: Vec<(ServerFile, Content)>, now_ms: u64) -> Result<()> {
+        self.keep(ticket, Arc::new(Shelf::new(files)), now_ms).await
+    }
+
+    /// The same with a shelf that there is already.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn keep(&self, ticket: &ShownTicket, shelf: Arc<Shelf>, now_ms: u64) -> Result<()> {
         let key = key_of(ticket);
         let record = ShelfRecord {
-            files: files
+            files: shelf
+                .files
                 .iter()
-                .map(|(f, _)| FileRecord { path: Some(f.path.clone()), version: f.version, digest: f.digest.to_vec() })
+                .map(|f| FileRecord { path: Some(f.path.clone()), version: f.version, digest: f.digest.to_vec() })
                 .collect(),
         };
-        self.hold(key, Arc::new(Shelf::new(files)));
+        self.hold(key, shelf);
         let value = record.encode_to_vec();
         if value.len() > PIECE * PIECES_MAX {
             // Goes on with members only after a restart.
@@ -179,7 +190,8 @@ impl Shelves {
         let mut held = self.held.lock();
         held.retain(|(k, _)| *k != key);
         held.push_back((key, shelf));
-        while held.len() > HELD {
+        let chunks = |all: &VecDeque<(Key, Arc<Shelf>)>| all.iter().map(|(_, s)| s.chunks.len()).sum::<usize>();
+        while held.len() > HELD || held.len() > 1 && chunks(&held) > HELD_CHUNKS {
             held.pop_front();
         }
     }

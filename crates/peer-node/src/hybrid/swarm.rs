@@ -91,6 +91,19 @@ impl Peers for WithServer {
         })
     }
 
+    fn is_spared(&self, device: &DeviceId) -> bool {
+        self.is_server(device)
+    }
+
+    fn shown(&self, scope: &Scope) -> Scope {
+        self.hybrid.shown(scope)
+    }
+
+    fn renewed(&self, scope: Scope) -> BoxFuture<'static, Scope> {
+        let hybrid = self.hybrid.clone();
+        Box::pin(async move { hybrid.renewed(scope).await })
+    }
+
     fn neighbours(&self) -> Vec<DeviceId> {
         self.nodes.neighbours()
     }

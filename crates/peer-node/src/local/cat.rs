@@ -38,6 +38,9 @@ impl Parts {
         address: &str,
     ) -> Result<mpsc::Receiver<Result<peer::CatResponse, Status>>> {
         self.in_office()?;
+        if let Some(tree) = self.server_tree(address).await? {
+            return self.cat_of_server(tree);
+        }
         let resolved = self.catalogue.resolve(address).await?;
         if resolved.entry.as_ref().is_none_or(|e| !e.is_file()) {
             return Err(Error::new(Reason::IsADirectory, format!("{address} is no file"))
@@ -59,6 +62,22 @@ impl Parts {
         tokio::spawn(async move {
             let scope = Scope::Share(resolved.record.share());
             tell(&answers, parts.give(&scope, &content, &sources, &answers).await).await;
+        });
+        Ok(receiver)
+    }
+
+    /// A file on the server, from it or from a member that has it.
+    fn cat_of_server(
+        self: &Arc<Self>,
+        tree: crate::hybrid::ServerTree,
+    ) -> Result<mpsc::Receiver<Result<peer::CatResponse, Status>>> {
+        let (group, sources) = Self::only_file(tree)?;
+        let (answers, receiver) = mpsc::channel(WAITING);
+        let parts = self.clone();
+        tokio::spawn(async move {
+            for file in &group.files {
+                tell(&answers, parts.give(&group.scope, &file.content, &sources, &answers).await).await;
+            }
         });
         Ok(receiver)
     }
@@ -128,7 +147,8 @@ impl Parts {
         missing: &[usize],
         found: &mut [Option<bytes::Bytes>],
     ) -> Result<()> {
-        let channel = self.network.link(device).await?.bulk();
+        let link = self.peers.link(device).await?;
+        let channel = link.bulk.first().cloned().unwrap_or(link.control);
         let digests: Vec<u8> = missing.iter().flat_map(|i| group[*i].id.as_bytes().iter().copied()).collect();
         let mut stream =
             fetch(channel, &peer::FetchRequest { scope: Some(scope.wire()), digests: digests.into() }).await?;

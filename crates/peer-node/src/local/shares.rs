@@ -5,6 +5,7 @@ use crate::catalogue::{Item, ItemKind, LocalShare, NewShare, ShareChange};
 use common::error::{Error, Reason, Result};
 use proto::peer::v1 as peer;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -23,7 +24,7 @@ pub(super) fn absolute(path: &str, field: &str) -> Result<PathBuf> {
     }
 }
 
-fn limited(wanted: u32) -> usize {
+pub(super) fn limited(wanted: u32) -> usize {
     let wanted = if wanted == 0 { PAGE } else { wanted.min(PAGE_MAX) };
     wanted as usize
 }
@@ -120,28 +121,41 @@ impl Parts {
 
     pub(super) async fn list(&self, r: peer::ListRequest) -> Result<peer::ListResponse> {
         self.in_office()?;
+        if let Some(page) = self.list_server(&r).await? {
+            return Ok(page);
+        }
         let after = (!r.page_token.is_empty()).then_some(r.page_token.as_str());
         let page = self.catalogue.list(&r.address, r.recursive, after, limited(r.page_size)).await?;
-        Ok(peer::ListResponse {
+        let page = peer::ListResponse {
             items: page.items.into_iter().map(wire_item).collect(),
             next_page_token: page.next.unwrap_or_default(),
             problems: page.problems,
-        })
+        };
+        Ok(self.beside_server(&r, page).await)
     }
 
     pub(super) fn find_entries(
-        &self,
+        self: &Arc<Self>,
         r: &peer::FindRequest,
     ) -> Result<mpsc::Receiver<Result<peer::FindResponse, Status>>> {
         self.in_office()?;
-        let mut found = self.catalogue.find(&r.words, &r.below, limited(r.limit))?;
         let (tell, told) = mpsc::channel(8);
+        let limit = limited(r.limit);
+        let (there, only) = self.search_server(r, limit, tell.clone())?;
+        if only {
+            return Ok(told);
+        }
+        let mut found = self.catalogue.find(&r.words, &r.below, limit)?;
         tokio::spawn(async move {
             while let Some(part) = found.recv().await {
                 let items = part.items.into_iter().map(wire_item).collect();
                 if tell.send(Ok(peer::FindResponse { items, problems: part.problems })).await.is_err() {
                     return;
                 }
+            }
+            // What is on the server comes when it comes.
+            if let Some(there) = there {
+                let _ = there.await;
             }
         });
         Ok(told)

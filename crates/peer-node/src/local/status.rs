@@ -43,6 +43,9 @@ impl Parts {
             server: view.server().map(|s| s.server.clone()).unwrap_or_default(),
             revoked: view.revoked(&view.me()),
             problems: self.problems(),
+            server_joined: self.hybrid.membership().is_some(),
+            server_waiting_count: count(self.hybrid.waiting()),
+            server_address: crate::hybrid::server_address(&view).unwrap_or_default(),
         }
     }
 

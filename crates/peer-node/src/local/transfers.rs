@@ -3,6 +3,7 @@
 use super::shares::absolute;
 use super::{Answers, Parts};
 use crate::catalogue::{Resolved, TreeFile};
+use crate::hybrid::ServerTree;
 use crate::model::{Scope, ShareId, TransferId};
 use crate::transfer::{self, Limits, Order, OrderDirectory, OrderFile, Progress, State, Verb};
 use common::error::{Error, Reason, Result};
@@ -63,7 +64,7 @@ impl Parts {
         Ok(ReceiverStream::new(told))
     }
 
-    /// An order for each share, in the order in which they were named.
+    /// An order for each share, and for each ticket of what is on the server, in the order in which they were named.
     async fn orders(&self, r: &peer::GetRequest, destination: PathBuf) -> Result<Vec<Order>> {
         let there = destination.clone();
         let is_directory = blocking(move || Ok(there.is_dir())).await?;
@@ -72,8 +73,13 @@ impl Parts {
                 .why_is("several things cannot all become one")
                 .fix_is("make it first, or name another one"));
         }
-        let mut orders: Vec<(ShareId, Order)> = Vec::new();
+        let mut orders: Vec<(Option<ShareId>, Order)> = Vec::new();
         for address in &r.addresses {
+            if let Some(tree) = self.server_tree(address).await? {
+                let (base, name) = place(&destination, is_directory, tree.is_file, r.exact, tree.name.clone())?;
+                orders.extend(of_server(tree, &base, &name, r.overwrite).into_iter().map(|order| (None, order)));
+                continue;
+            }
             let resolved = self.catalogue.resolve(address).await?;
             let files = self.catalogue.tree(&resolved).await?;
             let is_file = resolved.entry.as_ref().is_some_and(|e| e.is_file());
@@ -84,7 +90,7 @@ impl Parts {
             let (base, name) = place(&destination, is_directory, is_file, r.exact, own_name)?;
             let wanted = Wanted { resolved, name, files };
             let share = wanted.resolved.record.share();
-            match orders.iter_mut().find(|(s, _)| *s == share) {
+            match orders.iter_mut().find(|(s, _)| *s == Some(share)) {
                 Some((_, order)) => add(order, wanted, address),
                 None => {
                     let mut order = Order {
@@ -97,7 +103,7 @@ impl Parts {
                         overwrite: r.overwrite,
                     };
                     add(&mut order, wanted, address);
-                    orders.push((share, order));
+                    orders.push((Some(share), order));
                 }
             }
         }
@@ -247,6 +253,33 @@ fn add(order: &mut Order, wanted: Wanted, address: &str) {
         order.title.push_str(", ");
     }
     order.title.push_str(address);
+}
+
+/// Orders for something on the server: one for each ticket, and so for each thousand files.
+fn of_server(tree: ServerTree, base: &Path, name: &str, overwrite: bool) -> Vec<Order> {
+    let ServerTree { address, is_file, groups, directories, sources, .. } = tree;
+    let path = |below: &str| match (name.is_empty(), is_file) {
+        (true, _) => below.to_owned(),
+        (false, true) => name.to_owned(),
+        (false, false) => format!("{name}/{below}"),
+    };
+    let mut all: Vec<OrderDirectory> =
+        directories.into_iter().map(|d| OrderDirectory { path: path(&d.path), ..d }).collect();
+    if !is_file && !name.is_empty() {
+        all.insert(0, OrderDirectory { path: name.to_owned(), mode: 0o755 });
+    }
+    let count = groups.len();
+    let order = |(n, group): (usize, crate::hybrid::ServerFiles)| Order {
+        scope: group.scope,
+        // The same words for the same part, so that the same call again takes up what is under way.
+        title: if count == 1 { address.clone() } else { format!("{address} ({} of {count})", n + 1) },
+        destination: base.to_owned(),
+        files: group.files.into_iter().map(|f| OrderFile { path: path(&f.path), ..f }).collect(),
+        directories: if n == 0 { std::mem::take(&mut all) } else { Vec::new() },
+        sources: sources.clone(),
+        overwrite,
+    };
+    groups.into_iter().enumerate().map(order).collect()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -2,6 +2,7 @@
 
 use super::services;
 use crate::catalogue::{self, Catalogue, CatalogueSettings};
+use crate::hybrid::{Hybrid, HybridParts, agent_sockets};
 use crate::local::Parts;
 use crate::mailbox::Mailbox;
 use crate::model::OfficeId;
@@ -10,7 +11,7 @@ use crate::office::Office;
 use crate::presence::{About, Presence, PresenceOptions};
 use crate::settings::{DEFAULT_PORT, Settings};
 use crate::source::Sources;
-use crate::transfer::{NetworkPeers, Transfers};
+use crate::transfer::{NetworkPeers, Peers, Transfers};
 use crate::twoway::{self, TwoWay, TwoWaySettings};
 use common::clock::SharedClock;
 use common::error::{Error, Result};
@@ -38,17 +39,35 @@ pub(super) async fn open(ground: Ground) -> Result<(Parts, Serving)> {
     let endpoint = Endpoint::bind(&network, &ground.settings.node.listen, EndpointLimits::default())?;
     let catalogue = ground.catalogue(&office, &network).await?;
     let names = office.clone();
-    let peers = Arc::new(NetworkPeers::new(network.clone(), Arc::new(move |device| names.view().node_name(device))));
+    let nodes = Arc::new(NetworkPeers::new(network.clone(), Arc::new(move |device| names.view().node_name(device))));
+    let hybrid = ground.hybrid(&office).await?;
+    let peers = hybrid.peers(nodes);
     let sources = Sources::default();
     sources.register(Arc::new(catalogue.clone()));
+    sources.register(hybrid.source());
     let transfers = ground.transfers(peers.clone(), &sources).await?;
-    let mailbox = ground.mailbox(&office, peers, &transfers).await?;
+    let mailbox = ground.mailbox(&office, peers.clone(), &transfers).await?;
     sources.register(Arc::new(mailbox.clone()));
     let twoway = ground.twoway(&office, &network, &catalogue, &transfers)?;
-    let serving = endpoint.serve(services::routes(&office, &network, &catalogue, &transfers, &mailbox).await?);
+    let serving = endpoint.serve(services::routes(&office, &network, &catalogue, &transfers, &mailbox, &hybrid).await?);
     let presence = ground.presence(&office, &network)?;
+    hybrid.start(&network, &ground.shutdown);
     let Ground { settings, key, clock, store, .. } = ground;
-    let parts = Parts { settings, key, clock, store, office, network, presence, catalogue, transfers, mailbox, twoway };
+    let parts = Parts {
+        settings,
+        key,
+        clock,
+        store,
+        office,
+        network,
+        presence,
+        catalogue,
+        transfers,
+        mailbox,
+        twoway,
+        hybrid,
+        peers,
+    };
     Ok((parts, serving))
 }
 
@@ -86,13 +105,25 @@ impl Ground {
         blocking(move || Catalogue::open(parts, CatalogueSettings { rescan, ..CatalogueSettings::default() })).await
     }
 
-    async fn transfers(&self, peers: Arc<NetworkPeers>, sources: &Sources) -> Result<Transfers> {
+    async fn hybrid(&self, office: &Office) -> Result<Hybrid> {
+        let parts = HybridParts {
+            office: office.clone(),
+            key: self.key.clone(),
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            state_directory: self.settings.node.state_directory.clone(),
+            agent_sockets: agent_sockets(),
+        };
+        blocking(move || Hybrid::open(parts)).await
+    }
+
+    async fn transfers(&self, peers: Arc<dyn Peers>, sources: &Sources) -> Result<Transfers> {
         let (store, sources, clock) = (self.store.clone(), sources.clone(), self.clock.clone());
         let options = self.settings.transfers();
         blocking(move || Transfers::open(store, peers, sources, options, clock)).await
     }
 
-    async fn mailbox(&self, office: &Office, peers: Arc<NetworkPeers>, transfers: &Transfers) -> Result<Mailbox> {
+    async fn mailbox(&self, office: &Office, peers: Arc<dyn Peers>, transfers: &Transfers) -> Result<Mailbox> {
         let (office, fetcher) = (Arc::new(office.clone()), Arc::new(transfers.clone()));
         let (key, clock, shutdown) = (self.key.clone(), self.clock.clone(), self.shutdown.clone());
         let options = self.settings.mailbox();

@@ -2,6 +2,7 @@
 
 use crate::catalogue::Catalogue;
 use crate::catalogue::grpc::{CatalogueGrpc, by_connection};
+use crate::hybrid::Hybrid;
 use crate::mailbox::Mailbox;
 use crate::net::Network;
 use crate::office::{self, Office};
@@ -22,6 +23,7 @@ pub(super) async fn routes(
     catalogue: &Catalogue,
     transfers: &Transfers,
     mailbox: &Mailbox,
+    hybrid: &Hybrid,
 ) -> Result<Routes> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
@@ -32,8 +34,9 @@ pub(super) async fn routes(
     let membership = office::membership_service(office.clone(), Arc::new(network.clone()));
     let shares = CatalogueGrpc::service(catalogue.clone(), by_connection);
     let (chunks, parcels, relay) = (transfers.server(), mailbox.service(), network.relay_server().service());
-    let (joining, records) = (name_of(&enrolment), name_of(&membership));
-    for name in [joining, records, name_of(&shares), name_of(&chunks), name_of(&parcels), name_of(&relay)] {
+    let server = hybrid.service();
+    let (joining, records, offers) = (name_of(&enrolment), name_of(&membership), name_of(&server));
+    for name in [joining, records, offers, name_of(&shares), name_of(&chunks), name_of(&parcels), name_of(&relay)] {
         reporter.set_service_status(name, ServingStatus::Serving).await;
     }
     Ok(Routes::new(health)
@@ -43,7 +46,8 @@ pub(super) async fn routes(
         .add_service(shares)
         .add_service(chunks)
         .add_service(parcels)
-        .add_service(relay))
+        .add_service(relay)
+        .add_service(server))
 }
 
 fn name_of<S: NamedService>(_: &S) -> &'static str {

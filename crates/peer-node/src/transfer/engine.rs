@@ -31,7 +31,7 @@ use crate::source::Sources;
 use common::bulk::Rope;
 use common::clock::SharedClock;
 use common::error::{Error, Reason, Result};
-use common::model::{ChunkId, DeviceId};
+use common::model::DeviceId;
 use common::store::Store;
 use proto::peer::v1::FollowResponse;
 use std::collections::{BTreeSet, HashMap};
@@ -61,6 +61,13 @@ const SPARE_BYTES: u64 = 16 << 20;
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// When nothing else is left to try for so long, sources are asked again for what they did not have or sent wrong.
 const FORGIVE_AFTER: Duration = Duration::from_secs(10);
+/// A source that is to be spared is asked when the others have said what they have and who takes part: not before the one,
+/// and not later than the other.
+const HEARD_AT_FIRST: Duration = Duration::from_millis(150);
+/// See [`HEARD_AT_FIRST`].
+const HEARD_AT_LAST: Duration = Duration::from_millis(500);
+/// For less than this nobody waits.
+const SPARED_FROM: u64 = 4 << 20;
 /// How often the state is kept while it changes all the time.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
 
@@ -442,6 +449,9 @@ impl Engine {
             Event::Up { source, link } => {
                 if self.sources.up(source, link) {
                     self.scheduler.join(source, self.now_us());
+                    if self.sources.is_spared(source) {
+                        self.scheduler.spare(source);
+                    }
                 }
             }
             Event::Down { source, error } => {
@@ -485,7 +495,19 @@ impl Engine {
         }
     }
 
+    /// Lets a source that is to be spared be asked, once it is known who else takes part.
+    fn open_spared(&mut self) {
+        let since = self.began.elapsed();
+        let small = self.plan.total_bytes < SPARED_FROM;
+        if small || self.sources.has_spared_only() || since >= HEARD_AT_LAST {
+            self.scheduler.open_spared();
+        } else if since >= HEARD_AT_FIRST && self.sources.all_heard() {
+            self.scheduler.open_spared();
+        }
+    }
+
     fn told(&mut self, source: SourceKey, message: &FollowResponse) {
+        self.sources.heard(source);
         if message.complete {
             self.scheduler.complete(source);
         }
@@ -502,6 +524,7 @@ impl Engine {
 
     /// Looks anew at who takes part.
     fn take_part(&mut self) {
+        self.sources.try_all(&self.feed.related_takers());
         let (position, count) = self.sources.take_part(&self.feed.takers());
         self.scheduler.set_position(position, count);
         self.hungry = true;
@@ -534,13 +557,13 @@ impl Engine {
 
     fn written(&mut self, source: SourceKey, results: Vec<(Piece, Outcome)>) {
         self.jobs -= 1;
-        let mut news: Vec<ChunkId> = Vec::with_capacity(results.len());
+        let mut news: Vec<Piece> = Vec::with_capacity(results.len());
         for (piece, outcome) in results {
             match outcome {
                 Outcome::Good => {
                     let actions = self.scheduler.verified(piece);
                     self.act(actions);
-                    news.push(self.plan.pieces[piece as usize].id);
+                    news.push(piece);
                     self.done_bytes += self.plan.bytes_of(piece);
                     self.sources.received(source, u64::from(self.plan.pieces[piece as usize].len));
                     self.retry = self.shared.first_pause;
@@ -552,7 +575,7 @@ impl Engine {
                 }
             }
         }
-        self.feed.publish(news, []);
+        self.shared.feeds.publish_pieces(&self.plan, &news, &[]);
     }
 
     fn blame(&mut self, source: SourceKey, piece: Piece) {
@@ -575,7 +598,7 @@ impl Engine {
         }
         self.done_bytes += bytes;
         self.record.local_bytes += bytes;
-        self.feed.publish(finding.had.iter().map(|p| self.plan.pieces[*p as usize].id), []);
+        self.shared.feeds.publish_pieces(&self.plan, &finding.had, &[]);
     }
 
     fn lost(&mut self, piece: Piece) {
@@ -598,6 +621,7 @@ impl Engine {
     /// Asks for what there is to ask for.
     fn pump(&mut self, budget: u64) {
         self.hungry = false;
+        self.open_spared();
         if self.state == State::Paused || self.blocked.is_some() || self.ended.is_some() {
             return;
         }
@@ -630,7 +654,7 @@ impl Engine {
         let call = Call {
             key,
             source,
-            scope: self.plan.order.scope.wire(),
+            scope: self.shared.peers.shown(&self.plan.order.scope).wire(),
             pieces,
             memory: self.memory.clone(),
             events: self.events.clone(),

@@ -1,11 +1,16 @@
-//! News of chunks, for those who follow a scope.
+//! News of chunks, for those who follow a subject.
 //!
-//! One log a scope, as long as somebody follows it or fetches it here; every follower has a position in it and takes what
+//! One log a subject, as long as somebody follows it or fetches it here; every follower has a position in it and takes what
 //! came since, so that a slow one costs nothing. The log keeps the last [`LOG_MAX`] entries; a follower that has fallen
 //! further behind begins anew.
+//!
+//! What counts is what a scope is about, not whose right it is: each machine has a read ticket of its own for the same
+//! contents. Tickets may also overlap, when a file has changed between two listings, or when one machine fetches a file of
+//! what another one fetches as a whole. Then each is told of those chunks that its own ticket covers.
 
-use super::plan::prefix;
-use crate::model::Scope;
+use super::plan::{Plan, prefix};
+use super::scheduler::Piece;
+use crate::model::{Scope, Subject};
 use common::model::{ChunkId, DeviceId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -18,12 +23,17 @@ pub const LOG_MAX: usize = 1 << 18;
 /// Devices that are named to others.
 pub const TAKERS_MAX: usize = 512;
 
-/// The feeds of all scopes. Clones are handles to the same ones.
-#[derive(Clone, Default)]
-pub struct Feeds(Arc<Mutex<HashMap<Scope, Weak<Feed>>>>);
+type All = Mutex<HashMap<Subject, Weak<Feed>>>;
 
-/// The feed of one scope.
+/// The feeds of all subjects. Clones are handles to the same ones.
+#[derive(Clone, Default)]
+pub struct Feeds(Arc<All>);
+
+/// The feed of one subject.
 pub struct Feed {
+    subject: Subject,
+    /// Where those are that it may have something in common with.
+    all: Weak<All>,
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     served: AtomicU64,
@@ -53,34 +63,79 @@ pub struct News {
 }
 
 impl Feeds {
-    /// The feed of a scope, made if there is none.
+    /// The feed of what a scope is about, made if there is none.
     pub fn of(&self, scope: &Scope) -> Arc<Feed> {
+        let subject = scope.subject();
         let mut all = self.0.lock();
-        if let Some(feed) = all.get(scope).and_then(Weak::upgrade) {
+        if let Some(feed) = all.get(&subject).and_then(Weak::upgrade) {
             return feed;
         }
         all.retain(|_, feed| feed.strong_count() > 0);
-        let feed =
-            Arc::new(Feed { state: Mutex::default(), changed: watch::Sender::new(0), served: AtomicU64::new(0) });
-        all.insert(scope.clone(), Arc::downgrade(&feed));
+        let feed = Arc::new(Feed {
+            subject: subject.clone(),
+            all: Arc::downgrade(&self.0),
+            state: Mutex::default(),
+            changed: watch::Sender::new(0),
+            served: AtomicU64::new(0),
+        });
+        all.insert(subject, Arc::downgrade(&feed));
         feed
     }
 
-    /// Tells those who follow a scope. Does nothing if nobody does.
+    /// Tells those who follow just this. Does nothing if nobody does.
     pub fn publish(
         &self,
         scope: &Scope,
         have: impl IntoIterator<Item = ChunkId>,
         lost: impl IntoIterator<Item = ChunkId>,
     ) {
-        let feed = self.0.lock().get(scope).and_then(Weak::upgrade);
+        let feed = self.0.lock().get(&scope.subject()).and_then(Weak::upgrade);
         if let Some(feed) = feed {
             feed.publish(have, lost);
         }
     }
+
+    /// Tells everybody who follows something of a plan of those pieces that are in what they follow.
+    pub fn publish_pieces(&self, plan: &Plan, have: &[Piece], lost: &[Piece]) {
+        if have.is_empty() && lost.is_empty() {
+            return;
+        }
+        let subject = plan.order.scope.subject();
+        for feed in overlapping(&self.0, &subject) {
+            let told = |pieces: &[Piece]| -> Vec<ChunkId> {
+                let seen = pieces.iter().filter(|p| feed.subject == subject || plan.is_about(**p, &feed.subject));
+                seen.filter_map(|p| Some(plan.pieces.get(*p as usize)?.id)).collect()
+            };
+            feed.publish(told(have), told(lost));
+        }
+    }
+}
+
+/// The feeds that have something in common with a subject, its own among them.
+fn overlapping(all: &All, subject: &Subject) -> Vec<Arc<Feed>> {
+    let all = all.lock();
+    match subject {
+        Subject::Contents(_) => {
+            all.iter().filter(|(other, _)| subject.overlaps(other)).filter_map(|(_, feed)| feed.upgrade()).collect()
+        }
+        _ => all.get(subject).and_then(Weak::upgrade).into_iter().collect(),
+    }
 }
 
 impl Feed {
+    /// The other ones that have something in common with it.
+    fn others(&self) -> Vec<Arc<Feed>> {
+        let Some(all) = self.all.upgrade() else { return Vec::new() };
+        let mut found = overlapping(&all, &self.subject);
+        found.retain(|feed| feed.subject != self.subject);
+        found
+    }
+
+    /// Has those who look at it, or at one that has something in common with it, look again.
+    fn stir(&self) {
+        self.others().iter().for_each(|feed| feed.change(|_| true));
+    }
+
     /// Counts content that was given to others.
     pub fn count_served(&self, bytes: u64) {
         self.served.fetch_add(bytes, Ordering::Relaxed);
@@ -117,7 +172,13 @@ impl Feed {
             }
             true
         });
+        self.stir();
         Taker { feed: self.clone(), device }
+    }
+
+    /// Devices that take part in something that has a part in common with it.
+    pub fn related_takers(&self) -> BTreeSet<DeviceId> {
+        self.others().iter().flat_map(|feed| feed.takers()).take(TAKERS_MAX).collect()
     }
 
     /// The position of what comes next.
@@ -145,7 +206,7 @@ impl Feed {
         news
     }
 
-    /// The devices that take part.
+    /// The devices that take part in just this.
     pub fn takers(&self) -> BTreeSet<DeviceId> {
         self.state.lock().takers.keys().copied().collect()
     }
@@ -183,6 +244,7 @@ impl Drop for Taker {
             }
             true
         });
+        self.feed.stir();
     }
 }
 

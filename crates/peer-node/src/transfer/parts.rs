@@ -1,12 +1,13 @@
 //! What transfers have fetched so far, as a source for others: from the first piece on, and for some time after the end.
 //!
-//! Rights are not decided here: whoever knows a scope (the catalogue a share, the mailbox a parcel) says who may have it.
+//! Rights are not decided here: whoever knows a scope (the catalogue a share, the mailbox a parcel, the office's server a
+//! ticket) says who may have it. A ticket opens what was fetched by tickets, of any machine, as far as it names the content.
 
 use super::feed::Feeds;
 use super::plan::Plan;
 use super::scheduler::Piece;
 use super::writer::Writer;
-use crate::model::{Scope, TransferId};
+use crate::model::{Scope, Subject, TransferId};
 use crate::source::{ChunkSource, Holdings, Place};
 use common::error::Result;
 use common::model::{ChunkId, DeviceId};
@@ -47,8 +48,9 @@ impl Parts {
         self.all.write().remove(id);
     }
 
-    fn of(&self, scope: &Scope) -> Vec<Arc<Holding>> {
-        self.all.read().values().filter(|h| h.plan.order.scope == *scope).cloned().collect()
+    /// The transfers that have something of a subject.
+    fn of(&self, subject: &Subject) -> Vec<Arc<Holding>> {
+        self.all.read().values().filter(|h| h.plan.order.scope.subject().overlaps(subject)).cloned().collect()
     }
 
     fn place(holding: &Holding, chunk: &ChunkId) -> Option<Place> {
@@ -67,7 +69,7 @@ impl Parts {
         if let Err(error) = holding.writer.lost(piece) {
             tracing::warn!(%error, "a lost piece could not be noted");
         }
-        self.feeds.publish(&holding.plan.order.scope, [], [*chunk]);
+        self.feeds.publish_pieces(&holding.plan, &[], &[piece]);
         // Nobody listens after the end of the transfer, and then nobody need know.
         let _ = holding.lost.try_send(piece);
     }
@@ -86,20 +88,28 @@ impl ChunkSource for Parts {
     }
 
     fn locate(&self, scope: &Scope, chunk: &ChunkId) -> Result<Option<Place>> {
-        Ok(self.of(scope).iter().find_map(|h| Self::place(h, chunk)))
+        let subject = scope.subject();
+        let reached = |h: &Arc<Holding>| {
+            let piece = h.plan.piece_of(chunk)?;
+            h.plan.is_about(piece, &subject).then(|| Self::place(h, chunk))?
+        };
+        Ok(self.of(&subject).iter().find_map(reached))
     }
 
     fn holdings(&self, scope: &Scope, manifests: &[[u8; 32]]) -> Result<Holdings> {
+        let subject = scope.subject();
+        let asked: HashSet<&[u8; 32]> = manifests.iter().collect();
         let mut have = HashSet::new();
-        for holding in self.of(scope) {
+        for holding in self.of(&subject) {
             let held = holding.writer.have();
-            if manifests.is_empty() || held.is_empty() {
+            let all = manifests.is_empty() && holding.plan.order.scope.subject() == subject;
+            if all || held.is_empty() {
                 have.extend(held.iter().map(|p| holding.plan.pieces[p].id));
                 continue;
             }
-            let asked: HashSet<&[u8; 32]> = manifests.iter().collect();
             for (n, file) in holding.plan.order.files.iter().enumerate() {
-                if asked.contains(&file.content.digest) {
+                let digest = &file.content.digest;
+                if (manifests.is_empty() || asked.contains(digest)) && subject.reaches(digest) {
                     let pieces = holding.plan.pieces_of(n as u32).iter().filter(|p| held.has(**p as usize));
                     have.extend(pieces.map(|p| holding.plan.pieces[*p as usize].id));
                 }
@@ -109,7 +119,7 @@ impl ChunkSource for Parts {
     }
 
     fn moved(&self, scope: &Scope, chunk: &ChunkId, place: &Place) {
-        self.of(scope).iter().for_each(|h| self.drop_piece(h, chunk, place));
+        self.of(&scope.subject()).iter().for_each(|h| self.drop_piece(h, chunk, place));
     }
 
     fn find(&self, chunk: &ChunkId) -> Option<Place> {

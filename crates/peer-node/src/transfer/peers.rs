@@ -1,5 +1,6 @@
 //! How transfers reach other nodes: a small interface, so that tests and the central server can stand in for a node.
 
+use crate::model::Scope;
 use common::error::Result;
 use common::model::DeviceId;
 use futures_util::future::BoxFuture;
@@ -89,6 +90,23 @@ pub trait Peers: Send + Sync + 'static {
     /// # Errors
     /// SERVER_UNREACHABLE and the like.
     fn link(&self, device: DeviceId) -> BoxFuture<'static, Result<PeerLink>>;
+
+    /// True of a node that gives to everybody and should send little more than one copy: it is asked for what the others
+    /// cannot bring.
+    fn is_spared(&self, device: &DeviceId) -> bool {
+        let _ = device;
+        false
+    }
+
+    /// The scope as it is to be shown now: a right that ends and was renewed is shown as the new one.
+    fn shown(&self, scope: &Scope) -> Scope {
+        scope.clone()
+    }
+
+    /// The same, and renews the right first if it is about to end. Gives the old one if it cannot.
+    fn renewed(&self, scope: Scope) -> BoxFuture<'static, Scope> {
+        Box::pin(std::future::ready(scope))
+    }
 
     /// The nodes that are connected now.
     fn neighbours(&self) -> Vec<DeviceId>;

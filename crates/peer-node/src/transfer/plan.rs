@@ -3,7 +3,7 @@
 use super::bits::Bits;
 use super::order::{MAX_CHUNKS, Order, OrderDirectory, OrderFile};
 use super::scheduler::Piece;
-use crate::model::{Content, Scope};
+use crate::model::{Content, Scope, Subject};
 use common::error::{Error, Reason, Result};
 use common::model::{ChunkId, ChunkRef, DeviceId};
 use prost::Message;
@@ -112,6 +112,12 @@ impl Plan {
     pub fn spots_of(&self, piece: Piece) -> &[Spot] {
         let range = |n: usize| self.spot_begins.get(n).copied().unwrap_or(0) as usize;
         self.spots.get(range(piece as usize)..range(piece as usize + 1)).unwrap_or(&[])
+    }
+
+    /// True if the piece is in a content that the subject is about.
+    pub fn is_about(&self, piece: Piece, subject: &Subject) -> bool {
+        let content = |spot: &Spot| self.order.files.get(spot.file as usize).map(|f| &f.content.digest);
+        self.spots_of(piece).iter().filter_map(content).any(|digest| subject.reaches(digest))
     }
 
     /// Bytes that a piece fills, in all its spots.

@@ -10,6 +10,14 @@
 //!   for pieces that no other node has yet, from the far end of somebody else's n-th. Only then for any other piece.
 //! * A source that has some pieces is asked for the *rarest* of them first. Of many equal ones, for a random one.
 //!
+//! # A source that is to be spared
+//!
+//! The central server gives to the whole office and should send little more than one copy, however fast it is. Such a
+//! source is not asked before those who may take part have been heard ([`Scheduler::open_spared`]), since what two nodes
+//! ask for without knowing of each other is sent twice; then for the own n-th, of which a small window is under way. For
+//! anything else, one piece at a time, only if the other sources cannot do: they bring nothing for [`HUNGRY_US`], or are
+//! far slower by measured rate ([`SPARED_RATIO`]).
+//!
 //! # How much is asked at a time
 //!
 //! Per source a window of `rate × 0.3 s`, never less than two pieces or [`MIN_WINDOW`] bytes, never more than
@@ -38,6 +46,18 @@ pub type SourceKey = u32;
 /// A call's number, given by the scheduler.
 pub type CallKey = u64;
 
+/// A spared source is asked for what others may bring when those have brought nothing for so long.
+pub const HUNGRY_US: u64 = 250_000;
+/// Or when all others together have less than this part of its rate.
+pub const SPARED_RATIO: f64 = 0.25;
+/// Or, while its rate is not known, when they would take longer than this for the rest, seconds.
+const SPARED_PATIENCE: f64 = 3.0;
+/// The window of a spared source is at most this part of all bytes, but [`SPARED_WINDOW`] at least.
+const SPARED_PART: u64 = 16;
+/// See [`SPARED_PART`].
+const SPARED_WINDOW: u64 = 4 << 20;
+/// In the endgame a spared source must be better by so much, microseconds.
+const SPARED_ENDGAME_US: f64 = 1_500_000.0;
 /// Smallest window in bytes.
 pub const MIN_WINDOW: u64 = 256 << 10;
 /// Window of a source whose rate is not known yet.
@@ -134,6 +154,7 @@ impl Meter {
 #[derive(Debug)]
 struct Source {
     complete: bool,
+    spared: bool,
     have: Bits,
     /// Pieces that it sent wrong, or did not have although it said so.
     refused: HashSet<Piece>,
@@ -202,6 +223,11 @@ pub struct Scheduler {
     count: usize,
     start: usize,
     random: u64,
+    total: u64,
+    /// Spared sources may be asked.
+    spared_open: bool,
+    /// Since when the others bring nothing, though something is missing.
+    hungry_since_us: Option<u64>,
 }
 
 impl Scheduler {
@@ -224,6 +250,9 @@ impl Scheduler {
             count: 1,
             start: 0,
             random: seed | 1,
+            total: len.iter().map(|l| u64::from(*l)).sum(),
+            spared_open: false,
+            hungry_since_us: None,
             len,
         };
         // Nodes that begin together and do not know of each other yet begin at different places.
@@ -235,7 +264,7 @@ impl Scheduler {
     pub fn set_position(&mut self, position: usize, count: usize) {
         let count = count.max(1);
         let position = position.min(count - 1);
-        let total: u64 = self.len.iter().map(|l| u64::from(*l)).sum();
+        let total = self.total;
         let bound = |n: usize| (u128::from(total) * n as u128 / count as u128) as u64;
         let (low, high) = (bound(position), bound(position + 1));
         let (mut at, mut from, mut to) = (0u64, self.len.len(), self.len.len());
@@ -326,6 +355,7 @@ impl Scheduler {
         let pieces = self.len.len();
         self.sources.entry(source).or_insert_with(|| Source {
             complete: false,
+            spared: false,
             have: Bits::new(pieces),
             refused: HashSet::new(),
             calls: Vec::new(),
@@ -339,6 +369,18 @@ impl Scheduler {
             bad: 0,
             banned: false,
         });
+    }
+
+    /// The source is to be spared.
+    pub fn spare(&mut self, source: SourceKey) {
+        if let Some(s) = self.sources.get_mut(&source) {
+            s.spared = true;
+        }
+    }
+
+    /// Those who may take part have been heard, or there was no more time to wait for them: spared sources may be asked.
+    pub fn open_spared(&mut self) {
+        self.spared_open = true;
     }
 
     /// The source has everything.
@@ -494,6 +536,12 @@ impl Scheduler {
     pub fn poll(&mut self, now_us: u64, budget: u64) -> Vec<Action> {
         let mut actions = self.end_stalled(now_us);
         let mut budget = budget;
+        let fed = self.sources.values().any(|s| !s.spared && s.outstanding > 0);
+        if fed || self.fresh.is_empty() {
+            self.hungry_since_us = None;
+        } else {
+            self.hungry_since_us.get_or_insert(now_us);
+        }
         for source in self.by_rate() {
             loop {
                 if budget == 0 {
@@ -544,20 +592,24 @@ impl Scheduler {
     /// The next call for a source, if it should have one.
     fn choose(&mut self, source: SourceKey, now_us: u64, budget: u64) -> Option<Vec<Piece>> {
         let s = self.sources.get(&source)?;
-        if s.banned || s.paused_until_us > now_us || s.calls.len() >= MAX_CALLS {
+        if s.banned || s.paused_until_us > now_us || s.calls.len() >= MAX_CALLS || s.spared && !self.spared_open {
             return None;
         }
-        let window = s.window();
+        let most = if s.spared { (self.total / SPARED_PART).max(SPARED_WINDOW) } else { MAX_WINDOW };
+        let window = s.window().min(most);
         let due = s.outstanding - s.partial;
         let room = window.saturating_sub(due);
         if room < window / 2 {
             return None;
         }
+        let (spared, idle) = (s.spared, s.outstanding == 0);
         let limit = room.min(window / 2).min(budget);
         let mut pieces = Vec::new();
         let mut bytes = 0;
         while pieces.len() < MAX_CALL_PIECES {
-            let Some(piece) = self.first_choice(source) else { break };
+            let own = if spared { self.own_choice(source) } else { self.first_choice(source) };
+            let needed = spared && own.is_none() && idle && pieces.is_empty() && self.others_cannot_do(source, now_us);
+            let Some(piece) = (if needed { self.first_choice(source) } else { own }) else { break };
             let len = u64::from(self.len[piece as usize]);
             // One piece may be larger than the room: pieces are not divided.
             if bytes + len > limit && !pieces.is_empty() {
@@ -566,7 +618,7 @@ impl Scheduler {
             self.set_step(piece, Step::Asked);
             pieces.push(piece);
             bytes += len;
-            if bytes >= limit {
+            if bytes >= limit || needed {
                 break;
             }
         }
@@ -576,6 +628,26 @@ impl Scheduler {
             return Some(vec![piece]);
         }
         (!pieces.is_empty()).then_some(pieces)
+    }
+
+    /// True if a spared source has to be asked for what others have or will have.
+    fn others_cannot_do(&self, source: SourceKey, now_us: u64) -> bool {
+        if self.hungry_since_us.is_some_and(|since| now_us.saturating_sub(since) >= HUNGRY_US) {
+            return true;
+        }
+        let others = self.sources.values().filter(|s| !s.spared && !s.banned && s.paused_until_us <= now_us);
+        let theirs: f64 = others.filter_map(|s| s.meter.rate()).sum();
+        if theirs <= 0.0 {
+            // Nothing is known of them yet.
+            return false;
+        }
+        match self.sources.get(&source).and_then(|s| s.meter.rate()) {
+            Some(rate) => theirs < rate * SPARED_RATIO,
+            None => {
+                let mean = self.total as f64 / self.len.len().max(1) as f64;
+                self.left as f64 * mean / theirs > SPARED_PATIENCE
+            }
+        }
     }
 
     /// A piece that nobody was asked for.
@@ -588,35 +660,53 @@ impl Scheduler {
 
     /// Of a complete source: a piece of the own part, then one of a part that somebody else will come to last.
     fn unique_choice(&mut self, source: SourceKey) -> Option<Piece> {
-        let n = self.len.len();
+        self.own_choice(source).or_else(|| self.foreign_choice(source))
+    }
+
+    fn is_refused(&self, source: SourceKey, piece: usize) -> bool {
+        self.sources.get(&source).is_some_and(|s| s.refused.contains(&(piece as Piece)))
+    }
+
+    /// A piece of the own part that no incomplete source has.
+    fn own_choice(&mut self, source: SourceKey) -> Option<Piece> {
         let (from, to) = self.own;
         let start = self.start.clamp(from, to);
-        let refused = |s: &Self, p: usize| s.sources.get(&source).is_some_and(|s| s.refused.contains(&(p as Piece)));
         while self.order.get(self.order_at).is_some_and(|p| !self.unique.has(*p as usize)) {
             self.order_at += 1;
         }
         let ordered = self.order.iter().skip(self.order_at).take(SAMPLES);
-        let mut ordered = ordered.copied().filter(|p| self.unique.has(*p as usize) && !refused(self, *p as usize));
+        let mut ordered =
+            ordered.copied().filter(|p| self.unique.has(*p as usize) && !self.is_refused(source, *p as usize));
         if let Some(piece) = ordered.next() {
             return Some(piece);
         }
         for (low, high) in [(start, to), (from, start)] {
             let mut at = low;
             while let Some(found) = self.unique.next(at, high) {
-                if !refused(self, found) {
+                if !self.is_refused(source, found) {
                     return Some(found as Piece);
                 }
                 at = found + 1;
             }
         }
+        None
+    }
+
+    /// A piece that no incomplete source has, from the far end of somebody's part; of a spared source from anywhere, since
+    /// whoever else is as hungry should choose another one.
+    fn foreign_choice(&mut self, source: SourceKey) -> Option<Piece> {
+        let n = self.len.len();
         if self.unique.is_empty() {
             return None;
         }
-        let end = (self.below(self.count) + 1) * n / self.count;
+        let end = match self.sources.get(&source)?.spared {
+            true => self.below(n) + 1,
+            false => (self.below(self.count) + 1) * n / self.count,
+        };
         for (low, high) in [(0, end), (end, n)] {
             let mut at = high;
             while let Some(found) = self.unique.last(low, at) {
-                if !refused(self, found) {
+                if !self.is_refused(source, found) {
                     return Some(found as Piece);
                 }
                 at = found;
@@ -673,6 +763,7 @@ impl Scheduler {
             return None;
         }
         let rate = s.meter.rate().unwrap_or_else(|| self.mean_rate());
+        let least = if s.spared { SPARED_ENDGAME_US } else { ENDGAME_US };
         let mut best: Option<(f64, Piece)> = None;
         for (key, other) in &self.sources {
             if *key == source || other.outstanding == 0 {
@@ -684,7 +775,7 @@ impl Scheduler {
                 let len = u64::from(self.len[*piece as usize]);
                 ahead += len;
                 let (then, now) = (ahead as f64 * 1e6 / theirs, len as f64 * 1e6 / rate);
-                let gain = then - 2.0 * now - ENDGAME_US;
+                let gain = then - 2.0 * now - least;
                 if gain > 0.0
                     && self.step(*piece) == Some(Step::Asked)
                     && s.has(*piece)

@@ -14,6 +14,8 @@ const QUANTUM: u64 = 64 << 10;
 const UNDER_WAY: u32 = 6;
 const TELL_US: u64 = 50_000;
 const TICK_US: u64 = 100_000;
+/// So long a node waits for word of others before it asks a source that is to be spared.
+const OPEN_US: u64 = 150_000;
 
 /// How a node is.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct SimNode {
     pub down: f64,
     /// Has everything from the beginning.
     pub seed: bool,
+    /// Is to be spared, as the central server is.
+    pub spared: bool,
     /// Sends wrong bytes.
     pub liar: bool,
     /// Begins then.
@@ -35,7 +39,7 @@ pub struct SimNode {
 impl SimNode {
     /// A node with the same rate in both directions.
     pub fn new(rate: f64) -> Self {
-        Self { up: rate, down: rate, seed: false, liar: false, joins_us: 0, dies_us: u64::MAX }
+        Self { up: rate, down: rate, seed: false, spared: false, liar: false, joins_us: 0, dies_us: u64::MAX }
     }
 }
 
@@ -65,6 +69,8 @@ pub struct SimOutcome {
     pub received: Vec<u64>,
     /// Nodes that each node banned.
     pub banned: Vec<Vec<usize>>,
+    /// When the first node, the seed or server, sent something last.
+    pub server_last_us: u64,
 }
 
 impl SimOutcome {
@@ -131,6 +137,8 @@ impl Random {
 
 #[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Event {
+    /// Has heard the others.
+    Open(usize),
     Begin(usize),
     Die(usize),
     Tick(usize),
@@ -234,6 +242,7 @@ pub fn run(setup: &SimSetup) -> SimOutcome {
             sent: vec![0; count],
             received: vec![0; count],
             banned: vec![Vec::new(); count],
+            server_last_us: 0,
         },
     };
     let mut random = Random::new(setup.seed);
@@ -274,6 +283,12 @@ impl Sim {
         match event {
             Event::Begin(node) => self.begin(node),
             Event::Die(node) => self.die(node),
+            Event::Open(node) => {
+                if let Some(s) = self.scheduler(node) {
+                    s.open_spared();
+                    self.poll(node);
+                }
+            }
             Event::Tick(node) => {
                 if self.nodes[node].alive && self.out.done_us[node].is_none() {
                     self.poll(node);
@@ -332,13 +347,18 @@ impl Sim {
             // Both learn of each other, and of what the other has.
             for (a, b) in [(node, other), (other, node)] {
                 let pieces: Vec<Piece> = self.nodes[a].have.iter().map(|p| p as Piece).collect();
+                let spared = self.nodes[a].setup.spared;
                 if let Some(s) = self.scheduler(b) {
                     s.join(a as u32, now);
+                    if spared {
+                        s.spare(a as u32);
+                    }
                     self.at(now + self.latency, Event::Told { from: a, to: b, pieces });
                 }
             }
         }
         self.place();
+        self.at(now + OPEN_US, Event::Open(node));
         self.at(now + TICK_US, Event::Tick(node));
     }
 
@@ -357,7 +377,10 @@ impl Sim {
         self.nodes[node].alive = false;
         self.nodes[node].streams.iter_mut().for_each(|s| s.calls.clear());
         for other in 0..self.nodes.len() {
-            self.nodes[other].streams[node].calls.clear();
+            // A call that is under way still arrives, and is served from its beginning.
+            let stream = &mut self.nodes[other].streams[node];
+            stream.calls.clear();
+            stream.offset = 0;
             // Silent, as a pulled cable: the others notice only that nothing comes.
         }
         self.place();
@@ -444,6 +467,9 @@ impl Sim {
             state.sending = true;
             let free = self.now + (bytes as f64 * 1e6 / state.setup.up) as u64;
             self.out.sent[node] += bytes;
+            if node == 0 {
+                self.out.server_last_us = free;
+            }
             self.at(free, Event::Sent(node));
             self.at(free + self.latency, Event::Reached { from: node, to, call, piece, bytes, last });
             return;

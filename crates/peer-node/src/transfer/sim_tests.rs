@@ -134,3 +134,63 @@ fn fast_sources_are_used_more() {
         assert!(ratio <= 1.15, "seed {seed}: {ratio:.2}");
     }
 }
+
+/// A server of this rate that is to be spared, and nodes that begin within a third of a second.
+fn office(seed: u64, takers: usize, total: u64, server: f64) -> SimSetup {
+    let mut setup = swarm(seed, takers, total, MBIT_100);
+    let mut random = Random::new(seed * 17 + 3);
+    setup.nodes[0] = SimNode { seed: true, spared: true, ..SimNode::new(server) };
+    setup.nodes.iter_mut().skip(1).for_each(|n| n.joins_us = random.below(300_000));
+    setup
+}
+
+#[test]
+fn a_server_sends_little_more_than_one_copy_however_fast_it_is() {
+    for (takers, total, most) in [(3, 60_000_000, 1.2), (3, 400_000_000, 1.1), (20, 400_000_000, 1.2)] {
+        for server in [0.5, 1.0, 10.0] {
+            let mut all = Vec::new();
+            for seed in 0..if takers > 3 { 3 } else { 20 } {
+                let setup = office(seed, takers, total, MBIT_100 * server);
+                let (last, _, copies) = ratios(&setup);
+                assert!(copies <= most, "seed {seed}: {takers} nodes, server x {server}: {copies:.3} copies");
+                all.push((copies, last));
+            }
+            let copies = median(all.iter().map(|a| a.0).collect());
+            let last = median(all.iter().map(|a| a.1).collect());
+            println!("{takers} x {total}, server x {server}: {copies:.3} copies, last {last:.3} x floor");
+            assert!(last <= 1.6, "{takers} nodes, server x {server}: {last:.3} x floor");
+        }
+    }
+}
+
+#[test]
+fn a_spared_server_is_asked_when_the_others_cannot_do() {
+    for seed in 0..40 {
+        // One of three has a line of a tenth: the others do not wait for its third.
+        let mut setup = office(seed, 3, 60_000_000, MBIT_100 * 10.0);
+        (setup.nodes[1].up, setup.nodes[1].down) = (MBIT_100 / 10.0, MBIT_100 / 10.0);
+        let outcome = run(&setup);
+        check(&setup, &outcome);
+        let fast = outcome.done_us[2].max(outcome.done_us[3]).unwrap() as f64 / 1e6;
+        let alone = 60e6 / MBIT_100;
+        assert!(fast <= 3.0 * alone, "seed {seed}: {fast:.1} s, alone it takes {alone:.1}");
+        // One dies in the middle: the others have everything all the same.
+        let mut setup = office(seed, 3, 60_000_000, MBIT_100);
+        setup.nodes[1].dies_us = 500_000 + seed * 100_000;
+        check(&setup, &run(&setup));
+    }
+}
+
+#[test]
+fn when_a_server_dies_after_its_copy_the_nodes_have_it_among_themselves() {
+    for seed in 0..40 {
+        let mut setup = office(seed, 3, 60_000_000, MBIT_100 * 10.0);
+        let whole = run(&setup);
+        check(&setup, &whole);
+        let copies = whole.sent[0] as f64 / total(&setup) as f64;
+        assert!(copies >= 1.0);
+        // After its last byte has gone and nothing is asked of it any more.
+        setup.nodes[0].dies_us = whole.server_last_us + 100_000;
+        check(&setup, &run(&setup));
+    }
+}

@@ -65,8 +65,9 @@ impl Following {
     async fn follow(&self, told: &mut bool) -> Result<()> {
         let link = self.peers.link(self.device).await?;
         let mut client = TransferServiceClient::new(link.control.clone());
+        let scope = self.peers.renewed(self.scope.clone()).await;
         let request = FollowRequest {
-            scope: Some(self.scope.wire()),
+            scope: Some(scope.wire()),
             takes_part: true,
             manifest_digests: self.manifests.iter().map(|d| d.to_vec().into()).collect(),
         };

@@ -28,6 +28,9 @@ struct Source {
     device: DeviceId,
     name: String,
     link: Option<PeerLink>,
+    /// It has said what it has.
+    heard: bool,
+    spared: bool,
     next_bulk: usize,
     wake: Arc<Notify>,
     task: Option<AbortOnDropHandle<()>>,
@@ -107,6 +110,8 @@ impl SourceTable {
             device,
             name: self.peers.name_of(&device),
             link: None,
+            heard: false,
+            spared: self.peers.is_spared(&device),
             next_bulk: 0,
             wake: Arc::default(),
             task: None,
@@ -209,6 +214,11 @@ impl SourceTable {
         (all.range(..self.me).count(), all.len())
     }
 
+    /// Devices that may have something, though they do not take part in just the same.
+    pub fn try_all(&mut self, devices: &BTreeSet<DeviceId>) {
+        devices.iter().for_each(|d| self.add(*d));
+    }
+
     /// Ends the pause of one that can be reached again, or of all.
     pub fn wake(&self, device: Option<DeviceId>) {
         match device {
@@ -219,6 +229,28 @@ impl SourceTable {
             }
             None => self.all.values().for_each(|s| s.wake.notify_one()),
         }
+    }
+
+    /// A source has said what it has.
+    pub fn heard(&mut self, key: SourceKey) {
+        if let Some(source) = self.all.get_mut(&key) {
+            source.heard = true;
+        }
+    }
+
+    /// True if it is to be asked for no more than the others cannot bring.
+    pub fn is_spared(&self, key: SourceKey) -> bool {
+        self.all.get(&key).is_some_and(|s| s.spared)
+    }
+
+    /// True if nobody else is known.
+    pub fn has_spared_only(&self) -> bool {
+        self.all.values().all(|s| s.spared)
+    }
+
+    /// True if each of those that are followed has said what it has, or cannot be asked.
+    pub fn all_heard(&self) -> bool {
+        self.all.values().filter(|s| s.task.is_some()).all(|s| s.spared || s.heard || s.failed.is_some())
     }
 
     /// True if no source is there, so that others may be tried.

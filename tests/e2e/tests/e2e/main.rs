@@ -3,6 +3,7 @@
 mod agent;
 mod disk_full;
 mod files;
+mod hybrid;
 mod office;
 mod peers;
 mod tour;

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  membership  this node's place at the server, on disk      access   connection, session, device certificate
+//!  person      signing in without an agent
 //!  attach      who brings the server in                      offers   handing invites to members, taking one
 //!  address     acme/server/public/plans/a.pdf                browse   listing, and what a fetch needs
 //!  ticket      a source that checks read tickets             shelf    which file of the server a chunk is in
@@ -29,7 +30,8 @@
 //! # On disk
 //!
 //! `STATE/server/membership.json` (this node's certificate), `STATE/server/session.json` (the session with which the server
-//! was brought in, and the members that have joined), both mode 0600 and replaced as a whole; in the store `h/t/` which
+//! was brought in, and the members that have joined), `STATE/server/person.json` (the session of who has signed in here
+//! without an agent), all mode 0600 and replaced as a whole; in the store `h/t/` which
 //! files a ticket is about, so that an interrupted transfer goes on after a restart. A crash loses none of what was
 //! answered; joining twice is harmless.
 //!
@@ -44,6 +46,7 @@ mod attach;
 mod browse;
 mod membership;
 mod offers;
+mod person;
 mod renew;
 mod shelf;
 mod swarm;

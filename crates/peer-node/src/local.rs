@@ -190,6 +190,14 @@ impl NodeService for Local {
         reply(self.parts.attach_server(request.into_inner()).await)
     }
 
+    async fn sign_in(&self, request: Request<peer::SignInRequest>) -> Result<Response<peer::SignInResponse>, Status> {
+        reply(self.parts.sign_in(request.into_inner()).await)
+    }
+
+    async fn sign_out(&self, _: Request<peer::SignOutRequest>) -> Result<Response<peer::SignOutResponse>, Status> {
+        reply(self.parts.hybrid.sign_out().await.map(|()| peer::SignOutResponse {}))
+    }
+
     async fn create_share(
         &self,
         request: Request<peer::CreateShareRequest>,

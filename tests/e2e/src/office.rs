@@ -1,8 +1,10 @@
 //! A central server, agents and people in a directory.
 
+use crate::peers::Place;
 use crate::process::{Finished, Process, Programs, poll, run, words};
 use anyhow::{Context, Result, bail};
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,6 +16,8 @@ pub struct Office {
     directory: PathBuf,
     server: Option<Process>,
     address: SocketAddr,
+    metrics: Option<SocketAddr>,
+    place: Place,
     extra: Vec<String>,
 }
 
@@ -34,11 +38,25 @@ impl Office {
     /// # Errors
     /// It does not start.
     pub fn start(directory: &Path, extra: &[&str]) -> Result<Self> {
+        Self::start_at(directory, Place::Loopback, extra)
+    }
+
+    /// Starts a server on loopback, or on a machine of a network lab.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_at(directory: &Path, place: Place, extra: &[&str]) -> Result<Self> {
+        let address = match &place {
+            Place::Loopback => SocketAddr::from(([127, 0, 0, 1], 0)),
+            Place::Machine(lab, machine) => SocketAddr::from((lab.address(*machine, 0), 7443)),
+        };
         let mut office = Self {
             programs: Programs::find()?,
             directory: directory.to_owned(),
             server: None,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address,
+            metrics: None,
+            place,
             extra: extra.iter().map(|s| (*s).to_owned()).collect(),
         };
         std::fs::create_dir_all(directory)?;
@@ -59,7 +77,11 @@ impl Office {
     /// # Errors
     /// It does not start.
     pub fn restart_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
-        let mut command = Command::new(self.programs.path("central-server"));
+        let program = self.programs.path("central-server");
+        let mut command = match &self.place {
+            Place::Loopback => Command::new(program),
+            Place::Machine(lab, machine) => lab.command(*machine, program),
+        };
         command
             .envs(environment.iter().copied())
             .arg("--data-dir")
@@ -69,6 +91,7 @@ impl Office {
         let (server, line) = Process::daemon(command, "central-server", &self.directory.join("server.log"))?;
         let address = line.split_whitespace().find_map(|w| w.parse::<SocketAddr>().ok());
         self.address = address.with_context(|| format!("no address in {line:?}"))?;
+        self.metrics = line.split_whitespace().find_map(|w| w.strip_prefix("metrics=")?.parse().ok());
         self.server = Some(server);
         Ok(())
     }
@@ -126,6 +149,20 @@ impl Office {
     /// Path of a program.
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.path(name)
+    }
+
+    /// Bytes of answers that the server has sent, by its own count; on loopback only.
+    ///
+    /// # Errors
+    /// It does not tell.
+    pub fn sent_bytes(&self) -> Result<u64> {
+        let address = self.metrics.context("no metrics")?;
+        let mut stream = TcpStream::connect(address)?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let line = text.lines().find_map(|l| l.strip_prefix("atrium_rpc_sent_bytes_total "));
+        line.and_then(|n| n.trim().parse().ok()).context("no count of sent bytes")
     }
 
     /// The data directory.

@@ -38,7 +38,8 @@ pub struct PasswordSource {
 
 /// Sign in
 ///
-/// With an agent, the agent keeps the session. With --server, a session file that only you can read is written below
+/// With an agent, the agent keeps the session. On a machine that has only a peer, the peer keeps it: for the central server
+/// of its office, whose directories `atrium ls` shows beside the shares. With --server, a session file that only you can read is written below
 /// $XDG_STATE_HOME/atrium.
 #[derive(Args, Debug)]
 #[command(

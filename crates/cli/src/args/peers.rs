@@ -181,7 +181,7 @@ pub struct Mirror {
     pub directory: PathBuf,
 }
 
-/// Search names in all shares of all machines that you may read
+/// Search names in all shares of all machines that you may read, and on the office's server
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  atrium find hall plan\n  atrium find invoice --below acme/sales --limit 20")]
 pub struct Find {
@@ -392,9 +392,16 @@ pub struct Office {
 pub enum OfficeAction {
     /// Give the office a central server; names, members and shares stay
     ///
+    /// Every member joins it by itself, with the key that it has, as soon as it is connected with this machine. People sign
+    /// in with `atrium login NAME`. What they may see on the server appears beside the shares: `atrium ls acme/server`. Big
+    /// files leave the server about once, however many machines fetch them; the machines give each other the rest, also
+    /// when the server is away. Giving the same command again goes on where it was interrupted.
+    ///
     /// You must be an administrator of that server: sign in there first (`atrium login NAME --server HOST:PORT --ca FILE`),
     /// or give a session token with --token-file.
-    #[command(after_help = "Example:\n  atrium office attach files.office.example:7443 --ca office.pem")]
+    #[command(
+        after_help = "Examples:\n  atrium login admin --server files.office.example:7443 --ca office.pem\n  atrium office attach files.office.example:7443\n  atrium office attach files.office.example:7443 --ca office.pem --token-file token --json"
+    )]
     Attach {
         /// The central server, HOST:PORT
         address: String,

@@ -168,6 +168,16 @@ async fn peer(c: &Context, checks: &mut Checks) -> Result<()> {
         return checks.warn("office", problem.message, &problem.why, &problem.fix);
     }
     checks.ok("office", format!("{}, {} members", answer.node_name, answer.member_count))?;
+    match (peers::state::server(&answer), answer.server_joined) {
+        (Some(text), true) => checks.ok("server", text)?,
+        (Some(text), false) => checks.warn(
+            "server",
+            text,
+            "the machine where the server was attached invites the others when it is connected with them",
+            "leave both machines on; `atrium peers` tells whether they reach each other",
+        )?,
+        (None, _) => {}
+    }
     let (discovery, unreachable, reached) = match patiently(peers::state::unreachable(c)).await {
         Ok(found) => found,
         Err(error) => return checks.fail("peers", &error),

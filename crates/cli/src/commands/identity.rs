@@ -36,6 +36,9 @@ pub(super) async fn join(c: &Context, args: Join) -> Result<Exit> {
 }
 
 pub(super) async fn login(c: &Context, args: Login) -> Result<Exit> {
+    if c.only_peer() {
+        return super::peers::office::login(c, args).await;
+    }
     if connect::wants_agent(&c.global) {
         let mut client = c.agent().await?.client();
         let password = prompt::secret(&c.out, args.password.password_file.as_deref(), "password", "--password-file")?;
@@ -58,7 +61,7 @@ pub(super) async fn login(c: &Context, args: Login) -> Result<Exit> {
     signed_in(c, &user, rfc3339(answer.expire_time.as_ref()))
 }
 
-fn signed_in(c: &Context, user: &str, until: Option<String>) -> Result<Exit> {
+pub(super) fn signed_in(c: &Context, user: &str, until: Option<String>) -> Result<Exit> {
     let shown = until.as_deref().map(|t| format!(" until {}", minute(Some(t)))).unwrap_or_default();
     let message = format!("signed in as {}{shown}", safe(user));
     c.out.changed(&Done::new("login", user, until, message), |d| d.message.clone())?;
@@ -67,7 +70,9 @@ fn signed_in(c: &Context, user: &str, until: Option<String>) -> Result<Exit> {
 }
 
 pub(super) async fn logout(c: &Context) -> Result<Exit> {
-    if connect::wants_agent(&c.global) {
+    if c.only_peer() {
+        call(c.peer()?.client().sign_out(proto::peer::v1::SignOutRequest {})).await?;
+    } else if connect::wants_agent(&c.global) {
         call(c.agent().await?.client().logout(agent::LogoutRequest {})).await?;
     } else {
         let target = connect::Target::from_options(&c.global)?;

@@ -1,7 +1,8 @@
 //! Calls to the central server: as which person, from which device.
 //!
-//! The person's session comes from this machine's agent, if it is signed in to the same office; else it is the one with
-//! which the server was brought in. A session that has ended is looked up once more before a call fails for it.
+//! The person's session is the one of `SignIn`; else that of this machine's agent, if it is signed in to the same office;
+//! else the one with which the server was brought in here. A session that has ended is looked up once more before a call
+//! fails for it.
 
 use super::membership::Memory;
 use crate::office::{CentralServer, Office};
@@ -38,7 +39,7 @@ pub struct Access {
 pub(super) fn no_server() -> Error {
     Error::new(Reason::AddressUnknown, "this office has no central server")
         .why_is("nobody has attached one, or this node has not heard of it yet")
-        .fix_is("attach one with `atrium server attach`, or look at `atrium status`")
+        .fix_is("attach one with `atrium office attach`, or look at `atrium status`")
 }
 
 impl Access {
@@ -102,6 +103,9 @@ impl Access {
     }
 
     async fn token(&self, server: &CentralServer) -> Result<String> {
+        if let Some(person) = self.memory.person().filter(|p| p.ca_pem.trim() == server.ca_pem.trim()) {
+            return Ok(person.token.clone());
+        }
         for socket in self.agents.iter().filter(|s| s.exists()) {
             let asked = tokio::time::timeout(AGENT_TIMEOUT, ask_agent(socket)).await;
             match asked {
@@ -115,7 +119,7 @@ impl Access {
         let kept = self.memory.session().filter(|s| s.ca_pem.trim() == server.ca_pem.trim());
         kept.map(|s| s.token.clone()).ok_or_else(|| {
             Error::new(Reason::NotSignedIn, "nobody is signed in to the central server on this machine")
-                .fix_is("join and sign in with the agent: `atrium join`, `atrium login`")
+                .fix_is("atrium login NAME")
         })
     }
 }

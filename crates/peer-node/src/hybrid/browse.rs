@@ -424,7 +424,7 @@ pub(super) fn too_large() -> Error {
     Error::new(Reason::TreeTooLarge, "there is too much below this directory").fix_is("name a directory further down")
 }
 
-fn slow() -> Error {
+pub(super) fn slow() -> Error {
     Error::new(Reason::ServerUnreachable, "the central server does not answer in time")
 }
 

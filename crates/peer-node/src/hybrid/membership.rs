@@ -60,15 +60,28 @@ impl Session {
     }
 }
 
-/// Both, in memory and on disk.
+/// The session of the person of this machine, if it has no agent.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Person {
+    /// User name.
+    pub user: String,
+    /// Certificates of the server that it is of, PEM.
+    pub ca_pem: String,
+    /// The token.
+    pub token: String,
+}
+
+/// All of it, in memory and on disk.
 pub struct Memory {
     directory: PathBuf,
     membership: ArcSwapOption<Membership>,
     session: ArcSwapOption<Session>,
+    person: ArcSwapOption<Person>,
 }
 
 const MEMBERSHIP: &str = "membership.json";
 const SESSION: &str = "session.json";
+const PERSON: &str = "person.json";
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<Arc<T>>> {
     match fs::read(path) {
@@ -88,7 +101,8 @@ impl Memory {
     pub fn open(directory: &Path) -> Result<Self> {
         let membership = ArcSwapOption::new(read(&directory.join(MEMBERSHIP))?);
         let session = ArcSwapOption::new(read(&directory.join(SESSION))?);
-        Ok(Self { directory: directory.to_owned(), membership, session })
+        let person = ArcSwapOption::new(read(&directory.join(PERSON))?);
+        Ok(Self { directory: directory.to_owned(), membership, session, person })
     }
 
     pub fn membership(&self) -> Option<Arc<Membership>> {
@@ -97,6 +111,10 @@ impl Memory {
 
     pub fn session(&self) -> Option<Arc<Session>> {
         self.session.load_full()
+    }
+
+    pub fn person(&self) -> Option<Arc<Person>> {
+        self.person.load_full()
     }
 
     /// Replaces the membership; durable on return. Blocks.
@@ -114,15 +132,29 @@ impl Memory {
     /// # Errors
     /// IO_FAILED, DISK_FULL; then nothing has changed.
     pub fn set_session(&self, session: Option<Session>) -> Result<()> {
-        match &session {
-            Some(session) => self.write(SESSION, session)?,
-            None => match fs::remove_file(self.directory.join(SESSION)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            },
-        }
+        self.write_or_remove(SESSION, session.as_ref())?;
         self.session.store(session.map(Arc::new));
         Ok(())
+    }
+
+    /// Replaces or forgets the person's session; durable on return. Blocks.
+    ///
+    /// # Errors
+    /// IO_FAILED, DISK_FULL; then nothing has changed.
+    pub fn set_person(&self, person: Option<Person>) -> Result<()> {
+        self.write_or_remove(PERSON, person.as_ref())?;
+        self.person.store(person.map(Arc::new));
+        Ok(())
+    }
+
+    fn write_or_remove(&self, name: &str, value: Option<&impl Serialize>) -> Result<()> {
+        match value {
+            Some(value) => self.write(name, value),
+            None => match fs::remove_file(self.directory.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(()),
+            },
+        }
     }
 
     fn write(&self, name: &str, value: &impl Serialize) -> Result<()> {
@@ -161,14 +193,19 @@ mod tests {
         };
         memory.set_membership(membership.clone()).unwrap();
         memory.set_session(Some(session.clone())).unwrap();
+        let person = Person { user: "anna".into(), ca_pem: "ca".into(), token: "t".into() };
+        memory.set_person(Some(person.clone())).unwrap();
         let again = Memory::open(&place).unwrap();
         assert_eq!(*again.membership().unwrap(), membership);
         assert!(*again.session().unwrap() == session);
-        for name in [MEMBERSHIP, SESSION] {
+        assert!(*again.person().unwrap() == person);
+        for name in [MEMBERSHIP, SESSION, PERSON] {
             assert_eq!(fs::metadata(place.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }
         again.set_session(None).unwrap();
         again.set_session(None).unwrap();
         assert!(Memory::open(&place).unwrap().session().is_none());
+        again.set_person(None).unwrap();
+        assert!(Memory::open(&place).unwrap().person().is_none());
     }
 }

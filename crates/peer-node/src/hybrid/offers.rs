@@ -133,7 +133,7 @@ impl Hybrid {
         let view = tokio::time::timeout(RECORD_WAIT, known).await.ok().and_then(Result::ok).map(|v| v.clone());
         view.and_then(|v| v.server().cloned()).ok_or_else(|| {
             Error::new(Reason::AccessDenied, "the office's records do not name that server")
-                .fix_is("a member that may manage the office attaches it with `atrium server attach`")
+                .fix_is("a member that may manage the office attaches it with `atrium office attach`")
         })
     }
 

@@ -41,3 +41,39 @@ impl ChunkSource for TicketSource {
 
     fn moved(&self, _: &Scope, _: &ChunkId, _: &Place) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ShareId, ShownTicket};
+    use common::clock::SystemClock;
+    use common::error::Reason;
+    use common::identity::DeviceKey;
+    use common::store::Store;
+    use common::tls::OfficeCa;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn only_a_ticket_of_this_server_for_this_device_gives_anything() {
+        let clock: SharedClock = Arc::new(SystemClock);
+        let now = clock.now_ms();
+        let office = Office::open(Store::memory(), Arc::new(DeviceKey::generate()), clock.clone()).unwrap();
+        office.create("acme", "pc", "anna", "").await.unwrap();
+        let (ca, other) = (OfficeCa::create("acme", now).unwrap(), OfficeCa::create("acme", now).unwrap());
+        let source = TicketSource::new(office.clone(), clock);
+        let (device, stranger) = (DeviceId([1; 32]), DeviceId([2; 32]));
+        let shown = |ca: &OfficeCa, begin_ms: u64| {
+            let (bytes, signature) = Ticket::new("acme", device, [[7; 32]], begin_ms).sign(ca).unwrap();
+            Scope::Ticket(ShownTicket::read(&bytes, &signature).unwrap())
+        };
+        let refused = |scope: &Scope, asker: &DeviceId| source.may_have(scope, asker).unwrap_err();
+        // Before there is a server, nobody's word counts.
+        assert!(refused(&shown(&ca, now), &device).is(Reason::EntryUnknown));
+        office.set_server("localhost:7443", &ca.ca_pem()).await.unwrap();
+        assert!(source.may_have(&shown(&ca, now), &device).unwrap());
+        assert!(refused(&shown(&ca, now), &stranger).is(Reason::AccessDenied), "somebody else's ticket");
+        assert!(refused(&shown(&other, now), &device).is(Reason::AccessDenied), "another server's");
+        assert!(refused(&shown(&ca, now - 25 * 3_600_000), &device).is(Reason::AccessDenied), "an old one");
+        assert!(!source.may_have(&Scope::Share(ShareId::generate()), &device).unwrap(), "no ticket");
+    }
+}

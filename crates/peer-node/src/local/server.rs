@@ -26,6 +26,12 @@ impl Parts {
         })
     }
 
+    pub(super) async fn sign_in(&self, r: peer::SignInRequest) -> Result<peer::SignInResponse> {
+        self.in_office()?;
+        let signed_in = self.hybrid.sign_in(r.user, r.password).await?;
+        Ok(peer::SignInResponse { user: signed_in.user, expire_time: signed_in.expire_time })
+    }
+
     /// A page of what is on the server, if that is what the address means, or if a list of everything has come to it.
     pub(super) async fn list_server(&self, r: &peer::ListRequest) -> Result<Option<peer::ListResponse>> {
         let (size, token) = (limited(r.page_size), r.page_token.as_str());

@@ -45,6 +45,7 @@ impl Parts {
             problems: self.problems(),
             server_joined: self.hybrid.membership().is_some(),
             server_waiting_count: count(self.hybrid.waiting()),
+            server_user: self.hybrid.user(),
             server_address: crate::hybrid::server_address(&view).unwrap_or_default(),
         }
     }

@@ -498,10 +498,8 @@ impl Engine {
     /// Lets a source that is to be spared be asked, once it is known who else takes part.
     fn open_spared(&mut self) {
         let since = self.began.elapsed();
-        let small = self.plan.total_bytes < SPARED_FROM;
-        if small || self.sources.has_spared_only() || since >= HEARD_AT_LAST {
-            self.scheduler.open_spared();
-        } else if since >= HEARD_AT_FIRST && self.sources.all_heard() {
+        let at_once = self.plan.total_bytes < SPARED_FROM || self.sources.has_spared_only();
+        if at_once || since >= HEARD_AT_LAST || since >= HEARD_AT_FIRST && self.sources.all_heard() {
             self.scheduler.open_spared();
         }
     }

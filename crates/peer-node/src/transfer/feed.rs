@@ -274,6 +274,55 @@ mod tests {
         assert!(feed.since(4, 1).gap);
     }
 
+    /// A scope by a ticket for these contents.
+    fn ticket(device: u8, contents: &[[u8; 32]]) -> Scope {
+        let ca = common::tls::OfficeCa::create("acme", 1_700_000_000_000).unwrap();
+        let device = DeviceId([device; 32]);
+        let ticket = common::ticket::Ticket::new("acme", device, contents.iter().copied(), 1_700_000_000_000);
+        let (bytes, signature) = ticket.sign(&ca).unwrap();
+        Scope::Ticket(crate::model::ShownTicket::read(&bytes, &signature).unwrap())
+    }
+
+    #[test]
+    fn tickets_of_many_machines_are_about_the_same_and_nobody_is_told_of_what_is_not_his() {
+        use crate::model::Content;
+        use crate::transfer::order::{Order, OrderFile};
+        use common::model::ChunkRef;
+        let content =
+            |n: u32| Content::of(vec![ChunkRef { id: chunk(n), len: 5 }, ChunkRef { id: chunk(n + 1), len: 6 }]);
+        let (one, two) = (content(10), content(20));
+        let file = |path: &str, content: &Content| OrderFile {
+            path: path.into(),
+            mtime_ns: 0,
+            mode: 0o644,
+            content: content.clone(),
+        };
+        let plan = Plan::new(Order {
+            scope: ticket(1, &[one.digest, two.digest]),
+            title: "t".into(),
+            destination: "/x".into(),
+            files: vec![file("a", &one), file("b", &two)],
+            directories: Vec::new(),
+            sources: Vec::new(),
+            overwrite: false,
+        })
+        .unwrap();
+        let feeds = Feeds::default();
+        let mine = feeds.of(&plan.order.scope);
+        let same = feeds.of(&ticket(2, &[two.digest, one.digest]));
+        assert!(Arc::ptr_eq(&mine, &same), "another machine's ticket for the same");
+        let (some, none) = (feeds.of(&ticket(3, &[two.digest, [9; 32]])), feeds.of(&ticket(4, &[[9; 32]])));
+        let looked = some.subscribe();
+        let _taker = mine.enter(DeviceId([1; 32]));
+        assert!(looked.has_changed().unwrap());
+        assert!(some.takers().is_empty() && some.related_takers().contains(&DeviceId([1; 32])));
+        assert!(none.related_takers().is_empty());
+        feeds.publish_pieces(&plan, &[0, 1, 2, 3], &[]);
+        assert_eq!(mine.since(0, 9).have.len(), 4);
+        assert_eq!(some.since(0, 9).have, [prefix(&chunk(20)), prefix(&chunk(21))]);
+        assert!(none.since(0, 9).have.is_empty());
+    }
+
     #[test]
     fn the_log_is_bounded_and_says_so() {
         let feeds = Feeds::default();

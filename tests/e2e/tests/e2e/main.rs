@@ -3,6 +3,7 @@
 mod agent;
 mod disk_full;
 mod files;
+mod hybrid;
 mod mirror;
 mod office;
 mod peers;

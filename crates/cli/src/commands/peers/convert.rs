@@ -37,6 +37,10 @@ impl From<wire::GetStatusResponse> for PeerStatus {
             outbox_count: s.outbox_count.into(),
             inbox_waiting_count: s.inbox_waiting_count.into(),
             server: filled(s.server),
+            server_address: filled(s.server_address),
+            server_joined: s.server_joined,
+            server_user: filled(s.server_user),
+            server_waiting_count: s.server_waiting_count.into(),
             revoked: s.revoked,
         }
     }

@@ -1,12 +1,13 @@
 //! `init`, `invite`, `office attach`.
 
-use crate::args::{Init, Invite, Office, OfficeAction};
+use crate::args::{Init, Invite, Login, Office, OfficeAction};
 use crate::commands::{Context, call};
 use crate::connect::{self, Target};
 use crate::exit::Exit;
 use crate::output::format::{count, minute, rfc3339, safe};
 use crate::output::schema::{Done, OfficeInvite};
 use crate::output::usage;
+use crate::prompt;
 use common::error::Result;
 use common::rpc::ServerAddress;
 use proto::peer::v1 as wire;
@@ -62,6 +63,15 @@ pub(in crate::commands) async fn office(c: &Context, args: Office) -> Result<Exi
     let message = format!("the office has {} as its server: {joined} joined it{waiting}", safe(&server));
     c.out.changed(&Done::new("office attach", server, Some(answer.office), message), |d| d.message.clone())?;
     Ok(Exit::Ok)
+}
+
+/// Signs in at the office's server by the peer.
+pub(in crate::commands) async fn login(c: &Context, args: Login) -> Result<Exit> {
+    let peer = c.peer()?;
+    let password = prompt::secret(&c.out, args.password.password_file.as_deref(), "password", "--password-file")?;
+    let request = wire::SignInRequest { user: args.user, password: password.to_string() };
+    let answer = call(peer.client().sign_in(request)).await?;
+    crate::commands::identity::signed_in(c, &answer.user, rfc3339(answer.expire_time.as_ref()))
 }
 
 /// Certificate and session of an administrator of that server: as given, from `login --server`, or the agent's.

@@ -63,7 +63,23 @@ pub(in crate::commands) fn lines(s: &PeerStatus) -> Vec<String> {
     if !work.is_empty() {
         lines.push(format!("        {}", work.join(", ")));
     }
+    lines.extend(server(s).map(|text| format!("        {text}")));
     lines
+}
+
+/// The office's central server, in a line.
+pub(in crate::commands) fn server(s: &PeerStatus) -> Option<String> {
+    let address = s.server.as_ref()?;
+    let mut parts = vec![format!("server of the office: {}", safe(address))];
+    parts.extend(s.server_address.as_ref().map(|a| format!("its directories: atrium ls {}", safe(a))));
+    if !s.server_joined {
+        parts.push("this machine has not joined it yet".to_owned());
+    }
+    parts.extend(s.server_user.as_ref().map(|u| format!("signed in as {}", safe(u))));
+    if s.server_waiting_count > 0 {
+        parts.push(count(s.server_waiting_count, "member has yet to join it", "members have yet to join it"));
+    }
+    Some(parts.join("; "))
 }
 
 /// Others that cannot be reached, or in one direction only.

@@ -33,6 +33,14 @@ objects! {
         inbox_waiting_count: u64,
         /// The central server of the office, HOST:PORT; null if it has none.
         server: Option<String>,
+        /// Below which address the server's directories are, for example acme/server; null if there is no server.
+        server_address: Option<String>,
+        /// Whether this machine has joined the server.
+        server_joined: bool,
+        /// Who is signed in at the server without an agent; null if nobody is.
+        server_user: Option<String>,
+        /// Members that have yet to join the server, as far as this machine invites them.
+        server_waiting_count: u64,
         /// Whether this machine has been cut off.
         revoked: bool,
     }

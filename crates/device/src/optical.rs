@@ -12,10 +12,14 @@
 
 pub mod drive;
 pub mod drives;
+pub mod files;
 pub mod generation;
+pub mod http;
 pub mod iso;
 pub mod linux;
+pub mod rip;
 
 pub use drive::{BLOCK_BYTES, Drive, SECTOR_BYTES};
 pub use drives::{Block, DriveHandle, DriveSource, Drives, Limits, Medium, State, TrayGuard};
+pub use files::Disc;
 pub use generation::{FileGenerations, Generations};

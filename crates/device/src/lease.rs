@@ -31,6 +31,8 @@ pub mod tokens;
 
 mod holder;
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tests;
 
 use crate::model::Caller;

@@ -23,6 +23,7 @@ pub mod locks;
 pub mod moves;
 pub mod office;
 pub mod page;
+pub mod print;
 pub mod proof_log;
 pub mod quota;
 pub mod reclaim;
@@ -72,6 +73,8 @@ pub struct App {
     pub identity: Arc<Identity>,
     /// What the file service keeps in memory.
     pub files: Arc<FileState>,
+    /// What print queues keep in memory.
+    pub prints: Arc<print::PrintState>,
     /// Hands changes to watchers.
     pub feed: Feed,
     /// What upkeep has found.
@@ -99,6 +102,7 @@ impl App {
             chunks,
             health: Arc::new(admin::Health::new(clock.now_ms())),
             clock,
+            prints: Arc::new(print::PrintState::new(&settings)),
             settings,
             office,
             identity: Arc::new(identity),

@@ -41,6 +41,7 @@ pub fn spawn(shared: &Shared, identity: ServerIdentity, shutdown: &Shutdown) {
     let at = |name, first, every| Schedule { name, first, every };
     start(at("disk-space", Duration::ZERO, Duration::from_secs(5)), tasks::disk_space);
     start(at("expiry", minute, minute), tasks::expiry);
+    start(at("print", minute, minute), tasks::print);
     start(at("last-seen", minute, minute), tasks::last_seen);
     start(at("retention", minute, settings.files.retention_interval.get()), tasks::retention);
     start(at("purge", Duration::from_secs(5), Duration::from_secs(30)), tasks::purge);

@@ -11,6 +11,7 @@ pub mod enrolment;
 pub mod file;
 pub mod health;
 pub mod pipeline;
+pub mod print;
 pub mod request_id;
 pub mod session;
 pub mod transfer;
@@ -67,6 +68,7 @@ pub fn routes(shared: &Shared) -> Routes {
     use v1::directory_service_server::DirectoryServiceServer;
     use v1::enrolment_service_server::EnrolmentServiceServer;
     use v1::file_service_server::FileServiceServer;
+    use v1::print_service_server::PrintServiceServer;
     use v1::session_service_server::SessionServiceServer;
     use v1::watch_service_server::WatchServiceServer;
     let app = || shared.app.clone();
@@ -79,6 +81,7 @@ pub fn routes(shared: &Shared) -> Routes {
         .add_service(EnrolmentServiceServer::new(enrolment::Enrolment::new(app())).max_decoding_message_size(max))
         .add_service(DeviceServiceServer::new(device::Devices::new(app())).max_decoding_message_size(max))
         .add_service(DirectoryServiceServer::new(directory::Directories::new(app())).max_decoding_message_size(max))
+        .add_service(PrintServiceServer::new(print::Print::new(app())).max_decoding_message_size(max))
         .add_service(FileServiceServer::new(file::Files::new(app())).max_decoding_message_size(max.max(COMMIT_MAX)))
         .add_service(
             WatchServiceServer::new(watch::Watch::new(app(), shared.app.shutdown.clone()))

@@ -31,6 +31,11 @@ struct OfMethod {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfState {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfTask {
     task: &'static str,
 }
@@ -48,6 +53,10 @@ pub struct Readings {
     pub chunks: u64,
     /// Free bytes of the data file system.
     pub disk_free_bytes: u64,
+    /// Print jobs that have not ended.
+    pub print_jobs: u64,
+    /// Bytes of their documents.
+    pub print_spool_bytes: u64,
     /// Whether nothing is wrong.
     pub healthy: bool,
     /// Problems that upkeep has found and that are not mended.
@@ -68,6 +77,9 @@ pub struct Metrics {
     panics: Counter,
     task_runs: Family<OfTask, Counter>,
     task_failures: Family<OfTask, Counter>,
+    print_ended: Family<OfState, Counter>,
+    print_jobs: Gauge,
+    print_spool_bytes: Gauge,
     connections: Gauge,
     revision: Gauge,
     stored_bytes: Gauge,
@@ -100,6 +112,9 @@ impl Default for Metrics {
             panics: Counter::default(),
             task_runs,
             task_failures,
+            print_ended: Family::default(),
+            print_jobs: Gauge::default(),
+            print_spool_bytes: Gauge::default(),
             connections: Gauge::default(),
             revision: Gauge::default(),
             stored_bytes: Gauge::default(),
@@ -127,6 +142,9 @@ impl Default for Metrics {
         r.register_with_unit("chunk_stored", "Size of segment files", Unit::Bytes, metrics.stored_bytes.clone());
         r.register("chunks", "Chunks in the index", metrics.chunks.clone());
         r.register_with_unit("disk_free", "Free space for data", Unit::Bytes, metrics.disk_free_bytes.clone());
+        r.register("print_jobs_ended", "Print jobs by how they ended", metrics.print_ended.clone());
+        r.register("print_jobs", "Print jobs that have not ended", metrics.print_jobs.clone());
+        r.register_with_unit("print_spool", "Documents that wait", Unit::Bytes, metrics.print_spool_bytes.clone());
         r.register("healthy", "1 if nothing is wrong", metrics.healthy.clone());
         r.register("problems", "Problems that are not mended", metrics.problems.clone());
         *metrics.registry.lock() = registry;
@@ -176,6 +194,13 @@ impl Metrics {
         catch_up(&self.failed_handshakes, failed_handshakes);
     }
 
+    /// Takes over how many print jobs were completed, canceled and aborted since the start.
+    pub fn print_jobs_seen(&self, [completed, canceled, aborted]: [u64; 3]) {
+        for (state, total) in [("completed", completed), ("canceled", canceled), ("aborted", aborted)] {
+            catch_up(&self.print_ended.get_or_create(&OfState { state }), total);
+        }
+    }
+
     /// Everything as text.
     pub fn render(&self, now: &Readings) -> String {
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -184,6 +209,8 @@ impl Metrics {
         self.stored_bytes.set(signed(now.stored_bytes));
         self.chunks.set(signed(now.chunks));
         self.disk_free_bytes.set(signed(now.disk_free_bytes));
+        self.print_jobs.set(signed(now.print_jobs));
+        self.print_spool_bytes.set(signed(now.print_spool_bytes));
         self.healthy.set(i64::from(now.healthy));
         self.problems.set(signed(now.problems));
         let mut text = String::new();
@@ -233,7 +260,14 @@ mod tests {
         metrics.task_ran("snapshot", false);
         metrics.connections_seen(2, 3);
         metrics.connections_seen(2, 4);
-        let text = metrics.render(&Readings { connections: 7, healthy: true, problems: 2, ..Readings::default() });
+        metrics.print_jobs_seen([5, 1, 0]);
+        let text = metrics.render(&Readings {
+            connections: 7,
+            healthy: true,
+            problems: 2,
+            print_jobs: 4,
+            ..Readings::default()
+        });
         for line in [
             "atrium_rpc_total{method=\"/a/B\",code=\"NOT_FOUND\"} 1",
             "atrium_rpc_duration_seconds_count{method=\"/a/B\"} 1",
@@ -243,6 +277,9 @@ mod tests {
             "atrium_connections_refused_total 2",
             "atrium_tls_handshakes_failed_total 4",
             "atrium_connections 7",
+            "atrium_print_jobs_ended_total{state=\"completed\"} 5",
+            "atrium_print_jobs 4",
+            "atrium_print_spool_bytes 0",
             "atrium_healthy 1",
             "atrium_problems 2",
             "atrium_build_info{version=\"",

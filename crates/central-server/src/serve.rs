@@ -14,7 +14,7 @@ mod web;
 
 use crate::app::file_state::FileState;
 use crate::app::office::{DataDirectory, Keys, Layout, Office};
-use crate::app::{App, devices};
+use crate::app::{App, devices, print};
 use crate::background;
 use crate::grpc;
 use crate::grpc::health::HealthReport;
@@ -139,6 +139,7 @@ fn open_stores(
     let office = Arc::new(Office::open(&store, keys.ca, keys.tls, clock.now_ms())?);
     let files = FileState::open(&layout.directory().join("uploads"), clock.now_ms())?;
     let app = App { files: Arc::new(files), ..App::open(store, chunks, clock, Arc::new(settings), office, shutdown)? };
+    print::upkeep::recover(&app)?;
     Ok(Opened { app, identity: keys.identity, directory })
 }
 

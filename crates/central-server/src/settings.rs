@@ -27,6 +27,8 @@ pub struct Settings {
     pub chunks: Chunks,
     /// Rules about files.
     pub files: Files,
+    /// Print queues.
+    pub print: Print,
     /// Signing in.
     pub sessions: Sessions,
     /// Joining.
@@ -171,6 +173,24 @@ pub struct Files {
     pub transfer_idle: HumanDuration,
 }
 
+/// Print queues.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Print {
+    /// Whether every member may print on a new printer. Otherwise it is for administrators until they grant it.
+    pub everyone: bool,
+    /// Largest document.
+    pub max_job: ByteSize,
+    /// All documents that wait to be printed together.
+    pub spool: ByteSize,
+    /// Jobs of one person that are not printed yet.
+    pub jobs_per_person: usize,
+    /// A job that was not printed for so long is given up.
+    pub keep_waiting: HumanDuration,
+    /// How long ended jobs are listed.
+    pub keep_ended: HumanDuration,
+}
+
 /// Signing in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -292,6 +312,19 @@ impl Default for Files {
     }
 }
 
+impl Default for Print {
+    fn default() -> Self {
+        Self {
+            everyone: false,
+            max_job: ByteSize::mib(512),
+            spool: ByteSize::gib(8),
+            jobs_per_person: 100,
+            keep_waiting: HumanDuration::days(7),
+            keep_ended: HumanDuration::days(30),
+        }
+    }
+}
+
 impl Default for Sessions {
     fn default() -> Self {
         Self {
@@ -399,6 +432,12 @@ impl common::settings::Settings for Settings {
         within("files.version_max", self.files.version_max.into(), 1, 10_000, "must be 1 to 10000");
         within("files.lock_max", self.files.lock_max.as_millis(), 60_000, 30 * day, "must be 1m to 30d");
         within("files.transfer_idle", self.files.transfer_idle.as_millis(), 1_000, day, "must be 1s to 1d");
+        let print = &self.print;
+        within("print.max_job", print.max_job.0, 1, 1 << 40, "must be 1B to 1TiB");
+        within("print.spool", print.spool.0, print.max_job.0, u64::MAX, "must not be smaller than print.max_job");
+        within("print.jobs_per_person", print.jobs_per_person as u64, 1, 10_000, "must be 1 to 10000");
+        within("print.keep_waiting", print.keep_waiting.as_millis(), 60_000, u64::MAX, "must be 1m or more");
+        within("print.keep_ended", print.keep_ended.as_millis(), 60_000, u64::MAX, "must be 1m or more");
         within("sessions.lifetime", self.sessions.lifetime.as_millis(), 60_000, u64::MAX, "must be 1m or more");
         within("sessions.hashers", self.sessions.hashers as u64, 1, 64, "must be 1 to 64");
         within("sessions.hash_queue", self.sessions.hash_queue as u64, 1, 10_000, "must be 1 to 10000");

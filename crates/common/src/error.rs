@@ -170,6 +170,8 @@ reasons! {
     DeviceFailed "DEVICE_FAILED" Internal, "the device reported an error", "check the device at its machine; the message says what it said";
     PrinterUnready "PRINTER_UNREADY" Unavailable, "the printer is out of paper, jammed or stopped", "mend it at the printer; the queue goes on by itself";
     PrintJobUnknown "PRINT_JOB_UNKNOWN" NotFound, "there is no such print job, or it is not yours", "`atrium jobs` shows yours";
+    PrintJobTaken "PRINT_JOB_TAKEN" FailedPrecondition, "the printer's machine has taken the job already", "cancel it, or print it";
+    PrintAttemptStale "PRINT_ATTEMPT_STALE" Aborted, "the job was given out again since, to another machine or another spool", "do not print it; look at the jobs that wait";
     PrintJobEnded "PRINT_JOB_ENDED" FailedPrecondition, "the job is completed, canceled or aborted already", "nothing needs to be done";
     PrintQuotaExceeded "PRINT_QUOTA_EXCEEDED" ResourceExhausted, "your quota of sheets or bytes for this printer is used up", "wait for the next period, or ask who manages the printer";
     PrintFormatUnknown "PRINT_FORMAT_UNKNOWN" InvalidArgument, "the printer does not take this kind of document", "print a PDF, JPEG, PWG raster or Apple raster file";

@@ -211,7 +211,7 @@ pub enum PrincipalName {
 }
 
 impl PrincipalName {
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         match self {
             Self::User(name) => format!("user {name}"),
             Self::Group(name) => format!("group {name}"),
@@ -221,7 +221,7 @@ impl PrincipalName {
     }
 
     /// The stable id. A name that no longer exists may be given as the UUID that is shown in its place.
-    fn resolve(&self, view: &impl View, grants: &[(Principal, Right)]) -> Result<Principal> {
+    pub(super) fn resolve(&self, view: &impl View, grants: &[(Principal, Right)]) -> Result<Principal> {
         let missing = match self {
             Self::User(name) => {
                 let user: Option<record::User> = records::load(view, &user_key(name))?;
@@ -254,7 +254,7 @@ impl PrincipalName {
 }
 
 /// The name of a principal; its UUID if it is gone.
-fn name_of(view: &impl View, principal: &Principal) -> Result<PrincipalName> {
+pub(super) fn name_of(view: &impl View, principal: &Principal) -> Result<PrincipalName> {
     let name = |uid: &Uuid| -> Result<String> {
         let stored = view.get(&name_key(*uid))?;
         // The first byte says whether it is a user or a group.

@@ -68,10 +68,15 @@ pub fn right_of(root: &Root, caller: &Caller) -> Option<Right> {
             _ => None,
         };
     }
+    granted(&root.grants, caller)
+}
+
+/// The highest right that these rules give the caller. An administrator manages everything.
+pub fn granted(grants: &[(Principal, Right)], caller: &Caller) -> Option<Right> {
     if caller.is_admin() {
         return Some(Right::Manage);
     }
-    root.grants.iter().filter(|(p, _)| applies(p, caller)).map(|(_, r)| *r).max()
+    grants.iter().filter(|(p, _)| applies(p, caller)).map(|(_, r)| *r).max()
 }
 
 /// All rules that apply, the deciding one first.

@@ -1,6 +1,6 @@
 //! What the tasks do.
 
-use crate::app::{App, audit, change_log, devices, disk, expiry, reclaim, retention};
+use crate::app::{App, audit, change_log, devices, disk, expiry, print, reclaim, retention};
 use crate::grpc::auth::OpenStreams;
 use common::error::{Error, Result};
 use std::future::Future;
@@ -38,6 +38,11 @@ pub(super) fn expiry(app: App) -> Pass {
         tracing::debug!(removed, "expired records removed");
         Ok(())
     })
+}
+
+/// Gives up print jobs that nobody printed, and forgets those that ended long ago.
+pub(super) fn print(app: App) -> Pass {
+    Box::pin(async move { print::upkeep::pass(&app).await })
 }
 
 /// Writes when devices were last seen.

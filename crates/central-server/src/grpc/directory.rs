@@ -30,7 +30,8 @@ impl Directories {
 /// Longest name of a user or group in a request; longer ones exist nowhere.
 const MAX_PRINCIPAL: usize = 256;
 
-fn principal(principal: Option<v1::Principal>) -> Result<PrincipalName> {
+/// Whom a message names.
+pub(super) fn principal(principal: Option<v1::Principal>) -> Result<PrincipalName> {
     use v1::principal::Kind;
     let kind = principal.and_then(|p| p.kind);
     let named = |name: String, field: &str| match name.len() {
@@ -57,11 +58,17 @@ fn encode_principal(principal: &PrincipalName) -> v1::Principal {
     v1::Principal { kind: Some(kind) }
 }
 
-fn grant(grant: Option<v1::Grant>) -> Result<(PrincipalName, Right)> {
+/// A rule out of a message.
+pub(super) fn grant(grant: Option<v1::Grant>) -> Result<(PrincipalName, Right)> {
     let grant = grant.ok_or_else(|| invalid("grant", "the grant is not set"))?;
     let right = Right::from_number(grant.right)
         .ok_or_else(|| invalid("right", "the right is not one of see, read, write, manage"))?;
     Ok((principal(grant.principal)?, right))
+}
+
+/// Rules as messages.
+pub(super) fn encode_grants(grants: &[(PrincipalName, Right)]) -> Vec<v1::Grant> {
+    grants.iter().map(|(p, r)| v1::Grant { principal: Some(encode_principal(p)), right: *r as i32 }).collect()
 }
 
 fn encode(directory: &Directory) -> v1::Directory {
@@ -69,11 +76,7 @@ fn encode(directory: &Directory) -> v1::Directory {
     v1::Directory {
         name: root.name.clone(),
         uid: root.id.to_string(),
-        grants: directory
-            .grants
-            .iter()
-            .map(|(p, r)| v1::Grant { principal: Some(encode_principal(p)), right: *r as i32 })
-            .collect(),
+        grants: encode_grants(&directory.grants),
         quota_bytes: root.quota_bytes,
         used_bytes: directory.usage.used_bytes,
         entry_count: directory.usage.entry_count,

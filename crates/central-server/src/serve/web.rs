@@ -1,7 +1,7 @@
 //! `/metrics` and `/healthz` over HTTP, for monitoring. Read only, without access control: on loopback by default.
 
 use super::Shared;
-use crate::app::disk;
+use crate::app::{disk, print};
 use crate::metrics::{CONTENT_TYPE, Readings};
 use axum::Router;
 use axum::extract::State;
@@ -73,6 +73,9 @@ fn readings(shared: &Shared) -> Readings {
     let failed = stats.handshakes_failed() + stats.handshakes_timed_out() + stats.handshakes_dropped();
     shared.metrics.connections_seen(refused, failed);
     let chunks = app.chunks.stats();
+    shared.metrics.print_jobs_seen(app.prints.ended_counts());
+    // A store that cannot be read is told of by `healthy`.
+    let waiting = print::records::totals(&app.store).unwrap_or_default();
     let problems = app.health.problems().len() as u64;
     Readings {
         connections: shared.connections(),
@@ -80,6 +83,8 @@ fn readings(shared: &Shared) -> Readings {
         stored_bytes: chunks.stored_bytes,
         chunks: chunks.chunk_count,
         disk_free_bytes: disk::free_bytes(&app.settings.server.data_directory).unwrap_or(0),
+        print_jobs: waiting.job_count,
+        print_spool_bytes: waiting.size_bytes,
         healthy: problems == 0 && !app.store.is_failed(),
         problems,
     }

@@ -55,7 +55,7 @@ fn is_refusal(access: Access, error: &Error) -> bool {
 const REFUSES_ITSELF: [&str; 2] = ["/atrium.v1.SessionService/Login", "/atrium.v1.EnrolmentService/FinishEnrolment"];
 
 /// Methods that go on for ever if they are let in.
-const ENDLESS: [&str; 1] = ["/atrium.v1.WatchService/Watch"];
+const ENDLESS: [&str; 2] = ["/atrium.v1.WatchService/Watch", "/atrium.v1.PrintService/WatchPrintJobs"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_method_lets_in_whom_it_should_and_nobody_else() {

@@ -205,7 +205,8 @@ impl Client {
             return Err(Error::new(Reason::DeviceAway, said));
         }
         let limited = Limited::new(response.into_body(), MAX_ATTRIBUTES + 64 * 1024);
-        let bytes = timeout(ANSWER, limited.collect()).await.map_err(away)?.map_err(|e| away(e.to_string()))?.to_bytes();
+        let bytes =
+            timeout(ANSWER, limited.collect()).await.map_err(away)?.map_err(|e| away(e.to_string()))?.to_bytes();
         let (answer, _) = decode(&bytes).map_err(away)?;
         Ok(answer)
     }

@@ -268,9 +268,7 @@ fn typed(tag: u8, value: &[u8]) -> Result<Value, DecodeError> {
             _ => return Err(DecodeError::WrongLength),
         },
         tag::OCTET_STRING => Value::OctetString(Bytes::copy_from_slice(value)),
-        tag::DATE_TIME => {
-            Value::DateTime(DateTime { octets: value.try_into().map_err(|_| DecodeError::WrongLength)? })
-        }
+        tag::DATE_TIME => Value::DateTime(DateTime { octets: value.try_into().map_err(|_| DecodeError::WrongLength)? }),
         tag::RESOLUTION => match value {
             [x @ .., unit] if x.len() == 8 => Value::Resolution { x: int(&x[..4])?, y: int(&x[4..])?, unit: *unit },
             _ => return Err(DecodeError::WrongLength),

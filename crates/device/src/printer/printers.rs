@@ -81,6 +81,8 @@ pub struct JobRequest {
     pub hold: Option<Hold>,
     /// Hold it until this is stated; 1 to 32 characters.
     pub pin: Option<String>,
+    /// Its universal name, chosen by who asks: the same again by the same person is the same job, printed once.
+    pub uuid: Option<uuid::Uuid>,
 }
 
 /// What somebody does to a job.
@@ -183,6 +185,20 @@ impl Printers {
     ) -> Result<Upload> {
         let bounds = self.inner.core.lock().admit(&self.inner, printer, who, &request, &document, expected)?;
         Upload::begin(self, printer, who.clone(), Some(request), document, bounds)
+    }
+
+    /// The job that was made under this universal name, if there is one: known as long as the job is listed.
+    ///
+    /// # Errors
+    /// `REQUEST_ID_REUSED` if it is another person's or another printer's; `RESOURCE_UNKNOWN`.
+    pub async fn repeated(&self, printer: &str, who: &Who, uuid: Option<uuid::Uuid>) -> Result<Option<Job>> {
+        let (job, ticket) = {
+            let core = self.inner.core.lock();
+            let Some(job) = core.repeated(printer, who, uuid)? else { return Ok(None) };
+            (job.clone(), self.inner.journal.write(vec![Core::record(job)]))
+        };
+        self.done(ticket).await?;
+        Ok(Some(job))
     }
 
     /// Begins a job whose documents follow; it is aborted if none comes within two minutes.
@@ -462,7 +478,7 @@ pub(super) fn job_of(id: JobId, printer: &str, who: &Who, request: JobRequest, n
     let name = clean(&request.name, 255);
     Job {
         id,
-        uuid: uuid::Uuid::new_v4(),
+        uuid: request.uuid.unwrap_or_else(uuid::Uuid::new_v4),
         printer: printer.to_owned(),
         owner: who.clone(),
         name: if name.is_empty() { "untitled".into() } else { name },
@@ -519,7 +535,7 @@ impl Access<'_> {
         self.0.options.reserve_bytes
     }
 
-    /// A new job with its one document.
+    /// A new job with its one document; false behind it if it was there already.
     pub(super) fn submit(
         &self,
         printer: &str,
@@ -527,14 +543,18 @@ impl Access<'_> {
         request: JobRequest,
         document: Document,
         inline: Option<Bytes>,
-    ) -> Result<(Job, Ticket)> {
+    ) -> Result<(Job, Ticket, bool)> {
         let mut core = self.0.core.lock();
+        if let Some(job) = core.repeated(printer, who, request.uuid)? {
+            // It may be on its way to the disk still: what is written after it is there after it.
+            return Ok((job.clone(), self.0.journal.write(vec![Core::record(job)]), false));
+        }
         let job = core.new_job(self.0, printer, who, request, vec![document], true);
         core.check_quota(self.0, printer, who, (u64::from(job.sheets), job.bytes))?;
         let id = job.id;
         let first = inline.map(|content| Core::inline(id, 0, content)).into_iter().collect();
         let ticket = core.apply(self.0, printer, Event::Submit(Box::new(job)), first)?;
-        Ok((core.job(id)?.clone(), ticket))
+        Ok((core.job(id)?.clone(), ticket, true))
     }
 
     /// One more document of a job.

@@ -219,18 +219,22 @@ impl Upload {
         let file = self.file.as_ref().map(|f| f.name.clone());
         let document = Document { name, format, bytes: self.received, pages, file, canceled: false };
         let access = core_access(&self.printers);
-        let (job, ticket) = match (self.job.take(), self.into) {
+        let (job, ticket, fresh) = match (self.job.take(), self.into) {
             (Some(request), _) => access.submit(&self.printer, &self.who, request, document, inline)?,
-            (None, Some((id, last))) => access.add(&self.printer, id, document, inline, last)?,
+            (None, Some((id, last))) => {
+                let (job, ticket) = access.add(&self.printer, id, document, inline, last)?;
+                (job, ticket, false)
+            }
             (None, None) => return Err(Error::internal("an upload without a job")),
         };
-        if self.into.is_some() {
-            self.printers.done(ticket).await?;
-        } else {
+        if fresh {
             self.printers.accepted(&self.printer, job.id, ticket).await?;
+        } else {
+            self.printers.done(ticket).await?;
         }
         if let Some(file) = &mut self.file {
-            file.kept = true;
+            // A repeated request has its document from the first time.
+            file.kept = job.documents.iter().any(|d| d.file.as_ref() == Some(&file.name));
         }
         Ok(job)
     }

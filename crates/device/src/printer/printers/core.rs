@@ -191,6 +191,24 @@ impl Core {
         queue.and_then(|q| q.job(id)).ok_or_else(|| refused(Refusal::Unknown))
     }
 
+    /// The job that was made under this universal name.
+    pub(super) fn repeated(&self, printer: &str, who: &Who, uuid: Option<uuid::Uuid>) -> Result<Option<&Job>> {
+        self.printer(printer)?;
+        let Some(uuid) = uuid else { return Ok(None) };
+        let found = self.printers.values().find_map(|p| p.queue.jobs().find(|j| j.uuid == uuid));
+        match found {
+            Some(job) if job.printer != printer || !job.owner.same(who) => {
+                Err(Error::new(Reason::RequestIdReused, "another job has this id"))
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// A job's record as it is now.
+    pub(super) fn record(job: &Job) -> Write {
+        Write::Put(job_key(job.id), json(job))
+    }
+
     /// A job of the caller, or of anybody with `manage`.
     pub(super) fn owned(&self, id: JobId, who: &Who, manage: bool) -> Result<&Job> {
         let job = self.job(id)?;

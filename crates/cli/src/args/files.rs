@@ -327,11 +327,13 @@ pub struct Share {
 
 /// Tell what someone may do, and which rule decides
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  atrium why public:plans\n  atrium why public:plans/x.pdf bert")]
+#[command(
+    after_help = "Examples:\n  atrium why public:plans\n  atrium why public:plans/x.pdf bert\n  atrium why acme/server/public/plans"
+)]
 pub struct Why {
-    /// The place
+    /// The place, also by its address in an office of peers
     #[arg(add = ArgValueCompleter::new(remote_paths))]
-    pub path: RemotePath,
+    pub path: AnyPath,
     /// Whose rights; your own if left out. Others' need the right to manage
     pub user: Option<String>,
 }

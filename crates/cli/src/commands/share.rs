@@ -1,7 +1,7 @@
 //! `share` and `why`: rights on public directories.
 
 use super::{Context, call, peers};
-use crate::args::place::ShareTarget;
+use crate::args::place::{AnyPath, ShareTarget};
 use crate::args::value::RootArg;
 use crate::args::{Share, Why};
 use crate::connect::Office;
@@ -76,8 +76,12 @@ async fn show(c: &Context, office: &Office, directory: &RootArg) -> Result<Exit>
 }
 
 pub(super) async fn why(c: &Context, args: Why) -> Result<Exit> {
+    let path = match &args.path {
+        AnyPath::Server(path) => path.clone(),
+        AnyPath::Peers(address) => peers::office::on_server(c, address).await?,
+    };
     let office = c.office().await?;
-    let root = RootArg(args.path.path.root.clone());
+    let root = RootArg(path.path.root);
     let request = v1::ExplainRightRequest { name: root.wire(), user: args.user.clone().unwrap_or_default() };
     let answer = call(office.directories().explain_right(request)).await?;
     let why = schema::Why {

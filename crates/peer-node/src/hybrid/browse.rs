@@ -341,7 +341,7 @@ impl Hybrid {
             }
             groups.push(group);
         }
-        let mut sources = vec![server_device(&server.server)];
+        let mut sources = vec![server_device(&server.ca_pem)];
         sources.extend(neighbours.iter().take(crate::transfer::order::MAX_SOURCES - 1));
         Ok(ServerTree { address, name, is_file, groups, directories, sources })
     }

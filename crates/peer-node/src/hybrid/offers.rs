@@ -253,7 +253,9 @@ impl Hybrid {
             return Ok(());
         }
         let device = DeviceCredentials { key: self.0.key.clone(), certificate_pem: membership.certificate_pem.clone() };
-        let options = ConnectOptions::new(&*membership.server, &*membership.ca_pem).device(device);
+        // It may have moved since.
+        let server = self.0.access.server()?;
+        let options = ConnectOptions::new(&*server.server, &*membership.ca_pem).device(device);
         let connection = OfficeConnection::lazy(&options)?;
         let certificate_request = self.0.key.certificate_request()?.into();
         let request = v1::RenewCertificateRequest { certificate_request };
@@ -264,6 +266,7 @@ impl Hybrid {
             certificate_pem: renewed.certificate_pem,
             certificate_begin_ms: fresh.not_before_ms,
             certificate_end_ms: fresh.not_after_ms,
+            server: server.server,
             ..(*membership).clone()
         })
         .await

@@ -43,9 +43,9 @@ const QUEUE_BYTES: usize = 2 * 1024 * 1024;
 /// Items of one call to the server.
 const ITEMS_MAX: usize = 1_000;
 
-/// The device that stands for a server.
-pub fn server_device(address: &str) -> DeviceId {
-    DeviceId(*blake3::hash(format!("atrium server {address}").as_bytes()).as_bytes())
+/// The device that stands for the server of these certificates, wherever it is.
+pub fn server_device(ca_pem: &str) -> DeviceId {
+    DeviceId(*blake3::hash(format!("atrium server {}", ca_pem.trim()).as_bytes()).as_bytes())
 }
 
 /// Nodes, and the server as one of them.
@@ -61,7 +61,7 @@ impl WithServer {
     }
 
     fn is_server(&self, device: &DeviceId) -> bool {
-        self.hybrid.0.access.server().is_ok_and(|s| server_device(&s.server) == *device)
+        self.hybrid.0.access.server().is_ok_and(|s| server_device(&s.ca_pem) == *device)
     }
 }
 

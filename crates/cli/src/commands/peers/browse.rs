@@ -19,15 +19,17 @@ const PAGE: u32 = 1000;
 /// How items are shown.
 struct View {
     long: bool,
-    /// Whole addresses instead of last segments.
+    /// Whole addresses instead of what follows these segments.
     whole: bool,
+    /// Segments of the address that is listed.
+    depth: usize,
 }
 
 /// Lists what is below an address; the office if there is none.
 pub(in crate::commands) async fn ls(c: &Context, address: Option<&Address>, args: &Ls) -> Result<Exit> {
     let address = address.map(Address::as_str).unwrap_or_default();
     let whole = args.recursive || address.contains('*') || address.is_empty();
-    let view = View { long: args.long, whole };
+    let view = View { long: args.long, whole, depth: address.split('/').count() };
     let mut list = c.out.list::<Item>(&[("path", address.into())])?;
     all(c, &c.peer()?, &mut list, address, args.recursive, &view).await?;
     list.end("(empty)")?;
@@ -37,7 +39,7 @@ pub(in crate::commands) async fn ls(c: &Context, address: Option<&Address>, args
 /// What the office has, as a part of a longer list for people.
 pub(in crate::commands) async fn office(c: &Context, long: bool) -> Result<()> {
     let mut list = c.out.list::<Item>(&[])?;
-    all(c, &c.peer()?, &mut list, "", false, &View { long, whole: true }).await
+    all(c, &c.peer()?, &mut list, "", false, &View { long, whole: true, depth: 0 }).await
 }
 
 async fn all(
@@ -68,7 +70,7 @@ async fn all(
 }
 
 fn line(out: &Output, i: &Item, view: &View) -> String {
-    let name = if view.whole { i.address.as_str() } else { i.address.rsplit('/').next().unwrap_or_default() };
+    let name = if view.whole { i.address.as_str() } else { inside(&i.address, view.depth) };
     let is_file = i.r#type == "file";
     let name = if is_file { safe(name) } else { out.paint(&format!("{}/", safe(name)), "34;1") };
     let away = if i.online || i.r#type == "unit" { "" } else { "  [away]" };
@@ -88,6 +90,12 @@ fn line(out: &Output, i: &Item, view: &View) -> String {
     )
 }
 
+/// What follows so many segments, or the last one: of a file that is listed itself.
+fn inside(address: &str, depth: usize) -> &str {
+    let after = address.match_indices('/').nth(depth.saturating_sub(1)).map(|(at, _)| &address[at + 1..]);
+    after.unwrap_or_else(|| address.rsplit('/').next().unwrap_or_default())
+}
+
 pub(in crate::commands) async fn find(c: &Context, args: Find) -> Result<Exit> {
     let request = wire::FindRequest {
         words: args.words.join(" "),
@@ -95,7 +103,7 @@ pub(in crate::commands) async fn find(c: &Context, args: Find) -> Result<Exit> {
         limit: args.limit,
     };
     let mut stream = call(c.peer()?.client().find(request)).await?;
-    let view = View { long: args.long, whole: true };
+    let view = View { long: args.long, whole: true, depth: 0 };
     let mut list = c.out.list::<Item>(&[])?;
     let mut problems = Vec::new();
     while let Some(found) = stream.message().await.map_err(|s| from_status(&s))? {
@@ -125,4 +133,17 @@ pub(in crate::commands) async fn names(peer: &Peer, directory: &str, limit: usiz
         if i.kind == wire::item::Kind::File as i32 { last } else { format!("{last}/") }
     };
     Ok(page.items.into_iter().map(name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_listed_is_told_from_where_one_looks() {
+        assert_eq!(inside("acme/anna", 1), "anna");
+        assert_eq!(inside("acme/server/public/plans", 1), "server/public/plans");
+        assert_eq!(inside("acme/server/public/plans", 2), "public/plans");
+        assert_eq!(inside("acme/anna/work/a.txt", 4), "a.txt", "the file itself");
+    }
 }

@@ -1,5 +1,7 @@
 //! `init`, `invite`, `office attach`.
 
+use crate::args::place::Address;
+use crate::args::value::RemotePath;
 use crate::args::{Init, Invite, Login, Office, OfficeAction};
 use crate::commands::{Context, call};
 use crate::connect::{self, Target};
@@ -74,6 +76,38 @@ pub(in crate::commands) async fn login(c: &Context, args: Login) -> Result<Exit>
     crate::commands::identity::signed_in(c, &answer.user, rfc3339(answer.expire_time.as_ref()))
 }
 
+/// The place on the server that an address of the office stands for.
+///
+/// # Errors
+/// `USAGE` if it is none, or if nothing here leads to the server but the peer.
+pub(in crate::commands) async fn on_server(c: &Context, address: &Address) -> Result<RemotePath> {
+    let status = call(c.peer()?.client().get_status(wire::GetStatusRequest {})).await?;
+    let Some(place) = place_of(address.as_str(), &status.server_address) else {
+        let shares = "who may do what with a share is told on its own machine: atrium shares --json";
+        return Err(usage(format!("{address} is not on the central server"), shares));
+    };
+    if c.only_peer() {
+        let fix = format!("sign in for this command: atrium login NAME --server {} --ca FILE", status.server);
+        return Err(usage("the rules are the server's, and only the peer here leads to it", fix));
+    }
+    place.parse().map_err(|e: String| usage(e, "name a directory or file on the server"))
+}
+
+/// "acme/server/public/plans/x" is "public:plans/x".
+fn place_of(address: &str, server: &str) -> Option<String> {
+    let (above, inside) = address.split_at_checked(server.len())?;
+    if server.is_empty() || common::model::fold(above) != common::model::fold(server) {
+        return None;
+    }
+    let (root, path) = match inside.strip_prefix('/')?.split_once('/') {
+        Some(("public", path)) => ("public", path),
+        Some(("home", path)) => ("home", path),
+        None if inside == "/home" => ("home", ""),
+        _ => return None,
+    };
+    Some(format!("{root}:{path}"))
+}
+
 /// Certificate and session of an administrator of that server: as given, from `login --server`, or the agent's.
 async fn credentials(c: &Context, server: &str) -> Result<(String, String)> {
     let mut global = c.global.clone();
@@ -92,4 +126,21 @@ async fn credentials(c: &Context, server: &str) -> Result<(String, String)> {
         }
     }
     Err(given.err().unwrap_or_else(missing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_below_the_server_is_a_place_on_it() {
+        let of = |address| place_of(address, "acme/server");
+        assert_eq!(of("acme/server/public/plans/a/b.pdf").as_deref(), Some("public:plans/a/b.pdf"));
+        assert_eq!(of("Acme/Server/home").as_deref(), Some("home:"));
+        assert_eq!(of("acme/server/home/x").as_deref(), Some("home:x"));
+        for none in ["acme/server", "acme/server/public", "acme/anna/public/x", "acme/servers/home/x", "x"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+        assert_eq!(place_of("acme/server/home/x", ""), None);
+    }
 }

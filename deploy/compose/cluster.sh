@@ -112,6 +112,9 @@ peers() {
   peer peer-b get acme/peer-a/plans /var/lib/atrium/plans
   same_there peer-b
   echo "peer-b fetched the folder of peer-a"
+  # Who has seen what a share holds can fetch it from others when its owner is away.
+  listed=$(peer peer-c ls --recursive acme/peer-a/plans | wc -l)
+  echo "peer-c listed it: $listed entries"
   docker network disconnect atrium_office "$(compose ps -q peer-a)"
   peer peer-c get acme/peer-a/plans /var/lib/atrium/plans
   same_there peer-c

@@ -220,16 +220,16 @@ impl Pace {
 
     /// Time used divided by the least time in which so many bytes could have come; 0 if that is not known. The lines of the
     /// others are not known here: they are taken to be like this one, and this one to do what it says, or the most that was
-    /// seen. Then the floor is that of one node alone.
+    /// seen. Then the floor is that of one node alone. Less than a second is too short to tell.
     pub fn floor_ratio(&self, bytes: u64, elapsed_ms: u64) -> f64 {
         let line = self.line_rate.unwrap_or(0).max(self.peak);
         let down = line as f64;
-        if bytes == 0 || line == 0 {
+        if bytes == 0 || line == 0 || elapsed_ms < 1_000 {
             return 0.0;
         }
         let floor =
             floor_seconds(bytes as f64, &Lines { seeds_up: down, takers: 1, slowest_down: down, takers_up: 0.0 });
-        elapsed_ms as f64 / 1000.0 / floor
+        (elapsed_ms as f64 / 1000.0 / floor).max(1.0)
     }
 }
 
@@ -275,5 +275,7 @@ mod tests {
         assert_eq!(pace.worked_ms(), 2500);
         let ratio = pace.floor_ratio(30_000, 2_000);
         assert!((1.9..2.1).contains(&ratio), "{ratio}");
+        assert_eq!(pace.floor_ratio(30_000, 500), 0.0, "too short to tell");
+        assert_eq!(pace.floor_ratio(300_000, 2_000), 1.0, "nobody is below the floor");
     }
 }

@@ -1,6 +1,6 @@
 //! The second half of the demonstration: three peers without a server.
 
-use super::{GIB, figures, say, text, timed};
+use super::{GIB, figures, say, size, text, timed};
 use anyhow::{Context, Result, bail, ensure};
 use atrium_e2e::peers::{Peer, PeerOffice, Place};
 use atrium_e2e::process::poll;
@@ -33,17 +33,21 @@ pub(super) fn demo(dir: &Path) -> Result<()> {
     let documents = folder.join("documentation");
     copy_tree(&sample::tree()?.join("std"), &documents)?;
     sample::archive(&folder.join("toolchain.tar"), FILE)?;
-    let (_, took) = timed(|| anna.atrium(&["share", text(&folder), "--name", "work", "--with", "everyone"]))?;
+    let address = "acme/anna-pc/work";
+    let (_, took) = timed(|| {
+        anna.atrium(&["share", text(&folder), "--name", "work", "--with", "everyone"])?;
+        for peer in [&*bert, &*cleo] {
+            peer.wait_until(&["ls", address, "--json"], |answer| answer.contains("toolchain.tar"))?;
+        }
+        Ok(())
+    })?;
     let counted = compare::trees(&folder, &folder)?;
     say(format!(
-        "11. Anna shared a real folder where it is, nothing copied: {} files, {}.",
+        "11. Anna shared a real folder where it is, nothing copied: {} files, {}; Bert and Cleo saw it after {:.2} s.",
         counted.files,
-        figures(counted.bytes, took)
+        size(counted.bytes),
+        took.as_secs_f64()
     ));
-    let address = "acme/anna-pc/work";
-    for peer in [&*bert, &*cleo] {
-        peer.wait_until(&["ls", address, "--json"], |answer| answer.contains("toolchain.tar"))?;
-    }
     let found = bert.atrium(&["find", "toolchain", "--json"])?.text();
     ensure!(found.contains("acme/anna-pc/work/toolchain.tar"), "not found: {found}");
 
@@ -75,7 +79,7 @@ pub(super) fn demo(dir: &Path) -> Result<()> {
         "    Both have all of it, equal byte for byte: {} each, with the kill in it.",
         figures(counted.bytes, took)
     ));
-    for (who, from) in [("Bert", bert_from), ("Cleo", cleo_from)] {
+    for (who, from) in [("Bert", bert_from), ("Cleo, since the kill,", cleo_from)] {
         let parts: Vec<String> = from.iter().map(|(n, b)| format!("{} MiB from {n}", b >> 20)).collect();
         say(format!("    {who} got {}.", parts.join(", ")));
     }

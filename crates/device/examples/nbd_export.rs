@@ -11,11 +11,11 @@
 use atrium_device as device;
 use common::error::{Error, Reason, Result};
 use device::nbd::{self, BlockSource, Export, ExportEntry, Exports, FileSource, Server, ServerConfig, Tls};
+use device::optical::Disc;
 use device::optical::drives::{DriveHandle, Drives, Limits, Medium, NoGuard};
 use device::optical::generation::MemoryGenerations;
 use device::optical::http::{Library, Service, Shelf};
 use device::optical::iso::IsoDrive;
-use device::optical::Disc;
 use futures_util::future::BoxFuture;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};

@@ -312,7 +312,9 @@ async fn option_reply(stream: &mut Box<dyn Stream>, option: u32) -> Result<(u32,
     let mut header = [0; 20];
     stream.read_exact(&mut header).await.map_err(broken)?;
     let len = wire::be32(&header, 16);
-    if wire::be64(&header, 0) != wire::OPTION_REPLY_MAGIC || wire::be32(&header, 8) != option || len > MAX_OPTION_SKIPPED
+    if wire::be64(&header, 0) != wire::OPTION_REPLY_MAGIC
+        || wire::be32(&header, 8) != option
+        || len > MAX_OPTION_SKIPPED
     {
         return Err(malformed("an answer to no option"));
     }

@@ -222,7 +222,9 @@ impl Server {
         self.tasks.spawn(async move {
             let _place = place;
             match server.serve(stream).await {
-                end @ (End::Violation(_) | End::TooSlow) => tracing::warn!(from, ?end, "a block device client was cut off"),
+                end @ (End::Violation(_) | End::TooSlow) => {
+                    tracing::warn!(from, ?end, "a block device client was cut off")
+                }
                 end => tracing::debug!(from, ?end, "a block device client has gone"),
             }
         });

@@ -254,7 +254,8 @@ mod tests {
 
     #[test]
     fn requests_read_back_what_was_written() {
-        let request = Request { flags: 3, command: CMD_READ, cookie: 0x0102_0304_0506_0708, offset: 1 << 40, len: 4096 };
+        let request =
+            Request { flags: 3, command: CMD_READ, cookie: 0x0102_0304_0506_0708, offset: 1 << 40, len: 4096 };
         let mut raw = request.encode();
         assert_eq!(Request::decode(&raw), Some(request));
         raw[0] ^= 1;

@@ -254,7 +254,8 @@ impl Disc {
                 if out.len() >= most.min(MAX_WALK) {
                     return Err(damaged("there are too many entries"));
                 }
-                let path = if path.is_empty() { found.node.name.clone() } else { format!("{path}/{}", found.node.name) };
+                let path =
+                    if path.is_empty() { found.node.name.clone() } else { format!("{path}/{}", found.node.name) };
                 out.push((path.clone(), found.node.clone()));
                 if found.node.kind == NodeKind::Directory {
                     open.push((path, found, depth + 1));

@@ -65,9 +65,8 @@ impl LinuxDrive {
 pub fn discover() -> Vec<PathBuf> {
     let entries = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let names = entries.filter_map(|e| e.file_name().into_string().ok());
-    let is_optical = |name: &String| {
-        name.strip_prefix("sr").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-    };
+    let is_optical =
+        |name: &String| name.strip_prefix("sr").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
     let mut found: Vec<_> = names.filter(is_optical).map(|name| Path::new("/dev").join(name)).collect();
     found.sort();
     found

@@ -134,7 +134,9 @@ async fn bad_sectors_are_named_and_their_neighbours_can_be_read() {
         assert_eq!((error.detail("sector"), error.detail("offset")), (Some("1000"), Some("2048000")));
         assert!(drive.block(generation, 1).await.unwrap_err().is(Reason::SectorBad));
     }
-    for (from, to) in [(1 << 20, 1000 * 2048), (1002 * 2048, 2 << 20), (2 << 20, 4 << 20), (999 * 2048 + 5, 1000 * 2048)] {
+    for (from, to) in
+        [(1 << 20, 1000 * 2048), (1002 * 2048, 2 << 20), (2 << 20, 4 << 20), (999 * 2048 + 5, 1000 * 2048)]
+    {
         let bytes = drive.read(generation, from as u64, (to - from) as u32).await.unwrap();
         assert!(bytes == image[from..to]);
     }
@@ -325,11 +327,7 @@ impl BlockSource for Memory {
     fn size_bytes(&self) -> u64 {
         self.0.len() as u64
     }
-    fn read(
-        &self,
-        offset: u64,
-        len: u32,
-    ) -> futures_util::future::BoxFuture<'_, common::error::Result<bytes::Bytes>> {
+    fn read(&self, offset: u64, len: u32) -> futures_util::future::BoxFuture<'_, common::error::Result<bytes::Bytes>> {
         self.1.fetch_add(len.into(), std::sync::atomic::Ordering::Relaxed);
         let checked = device::nbd::source::check_range(offset, len.into(), self.size_bytes());
         let bytes = checked.map(|()| bytes::Bytes::copy_from_slice(&self.0[offset as usize..][..len as usize]));
@@ -380,7 +378,8 @@ async fn damaged_discs_end_in_errors_and_bounded_work() {
     let whole = std::fs::read(&image).unwrap();
     exhaust(whole.clone()).await;
     // Sectors with structures are those that hold anything.
-    let used: Vec<usize> = whole.chunks(2048).enumerate().filter(|(_, s)| s.iter().any(|b| *b != 0)).map(|(n, _)| n).collect();
+    let used: Vec<usize> =
+        whole.chunks(2048).enumerate().filter(|(_, s)| s.iter().any(|b| *b != 0)).map(|(n, _)| n).collect();
     let mut random = 0x1234_5678_9abc_def0_u64;
     let mut next = move || {
         random ^= random << 13;

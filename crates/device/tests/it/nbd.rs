@@ -40,11 +40,12 @@ async fn reads_in_parallel_come_back_right_with_both_kinds_of_replies() {
         let rig = rig(false, ServerConfig::default());
         let (stream, serving) = connect(&rig.server);
         let config = ClientConfig { structured, ..ClientConfig::default() };
-        let client = Client::connect(stream, "dvd", config).await.unwrap();
+        let connected = Client::connect(stream, "dvd", config).await.unwrap();
+        let client = &connected;
         assert_eq!((client.size_bytes(), client.has_extents()), (3 << 20, structured));
         assert!(client.flags() & wire::TX_READ_ONLY != 0 && client.flags() & wire::TX_CAN_MULTI_CONN != 0);
         let reads = (0..200_u64).map(|n| (n * 15_013, 1 + (n * 7919 % 60_000) as u32));
-        let done = reads.map(|(at, len)| async { (at, client.read(at, len).await.unwrap()) });
+        let done = reads.map(|(at, len)| async move { (at, client.read(at, len).await.unwrap()) });
         for (at, bytes) in futures_util::future::join_all(done).await {
             assert!(bytes == rig.image[at as usize..at as usize + bytes.len()], "at {at}");
         }
@@ -52,7 +53,7 @@ async fn reads_in_parallel_come_back_right_with_both_kinds_of_replies() {
         client.flush().await.unwrap();
         let refused = client.write(0, bytes::Bytes::from_static(b"x"), false).await.unwrap_err();
         assert!(refused.is(Reason::AccessDenied), "{refused:?}");
-        client.disconnect().await;
+        connected.disconnect().await;
         assert_eq!(serving.await.unwrap(), End::Disconnected);
     }
 }
@@ -156,7 +157,11 @@ async fn bad_negotiations_end_or_are_refused_in_words() {
     assert_eq!(raw.option(wire::OPT_LIST, b"x").await.0, wire::REP_ERR_INVALID);
     assert_eq!(raw.option(wire::OPT_STARTTLS, b"").await.0, wire::REP_ERR_POLICY);
     let meta = b"\0\0\0\x03dvd\0\0\0\x01\0\0\0\x0fbase:allocation";
-    assert_eq!(raw.option(wire::OPT_SET_META_CONTEXT, meta).await.0, wire::REP_ERR_INVALID, "no structured replies yet");
+    assert_eq!(
+        raw.option(wire::OPT_SET_META_CONTEXT, meta).await.0,
+        wire::REP_ERR_INVALID,
+        "no structured replies yet"
+    );
     assert_eq!(raw.option(wire::OPT_INFO, &vec![0; 100_000]).await.0, wire::REP_ERR_TOO_BIG);
     let (kind, data) = raw.option(wire::OPT_LIST, b"").await;
     assert_eq!((kind, &data[..]), (wire::REP_SERVER, &b"\0\0\0\x03dvdHolidays"[..]));
@@ -236,9 +241,10 @@ async fn the_old_option_still_works() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn silence_is_not_waited_for() {
-    let rig = rig(false, ServerConfig::default());
+    let (handshake, stall) = (Duration::from_millis(300), Duration::from_millis(300));
+    let rig = rig(false, ServerConfig { handshake, stall, ..ServerConfig::default() });
     let (_stream, serving) = connect(&rig.server);
     assert_eq!(serving.await.unwrap(), End::TooSlow);
     let (mut raw, serving) = Raw::greeted(&rig.server, 3).await;

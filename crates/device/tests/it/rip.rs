@@ -48,11 +48,8 @@ async fn one_per_cent_of_bad_sectors_costs_just_these() {
     }
     let text = std::fs::read_to_string(outcome.map.unwrap()).unwrap();
     let map = Map::parse(&text, disc.len() as u64).unwrap();
-    let told: Vec<u64> = map
-        .runs()
-        .filter(|(_, s)| *s == Status::Bad)
-        .flat_map(|(run, _)| run.start / 2048..run.end / 2048)
-        .collect();
+    let told: Vec<u64> =
+        map.runs().filter(|(_, s)| *s == Status::Bad).flat_map(|(run, _)| run.start / 2048..run.end / 2048).collect();
     assert_eq!(told, bad);
 }
 

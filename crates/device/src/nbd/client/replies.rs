@@ -138,8 +138,8 @@ impl Waiting {
             kind if kind & (1 << 15) != 0 && len >= 6 => {
                 let text_end = 6 + usize::from(wire::be16(&raw, 4));
                 let text = raw.get(6..text_end).ok_or_else(|| malformed("an error text that is too long"))?;
-                let at = (kind == wire::CHUNK_ERROR_OFFSET && raw.len() == text_end + 8)
-                    .then(|| wire::be64(&raw, text_end));
+                let at =
+                    (kind == wire::CHUNK_ERROR_OFFSET && raw.len() == text_end + 8).then(|| wire::be64(&raw, text_end));
                 self.error = Some(error_of(wire::be32(&raw, 0), &String::from_utf8_lossy(text), at));
                 Ok(())
             }
@@ -186,9 +186,9 @@ impl Waiting {
 /// An error of the server. Its text begins with our word for the reason if the server is one of ours.
 fn error_of(number: u32, text: &str, at: Option<u64>) -> Error {
     let text: String = text.chars().filter(|c| !c.is_control()).take(400).collect();
-    let named = text.split_once(": ").and_then(|(word, rest)| {
-        Reason::ALL.iter().find(|r| r.word() == word).map(|r| Error::new(*r, rest))
-    });
+    let named = text
+        .split_once(": ")
+        .and_then(|(word, rest)| Reason::ALL.iter().find(|r| r.word() == word).map(|r| Error::new(*r, rest)));
     let by_number = || match number {
         wire::EPERM => Error::new(Reason::AccessDenied, "the block device server does not allow it"),
         wire::ENOSPC => Error::new(Reason::DiskFull, "the block device is full"),

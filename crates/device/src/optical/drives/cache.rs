@@ -105,7 +105,9 @@ impl Cache {
 
     fn keep(&mut self, index: u64, block: Arc<Block>, ahead: bool) {
         while self.blocks.len() >= self.most {
-            let Some(oldest) = self.blocks.iter().min_by_key(|(_, kept)| kept.used).map(|(index, _)| *index) else { break };
+            let Some(oldest) = self.blocks.iter().min_by_key(|(_, kept)| kept.used).map(|(index, _)| *index) else {
+                break;
+            };
             self.blocks.remove(&oldest);
         }
         self.clock += 1;

@@ -63,7 +63,8 @@ fn dstring(field: &[u8]) -> String {
 }
 
 fn clean(text: &str) -> String {
-    let shown = |c: &char| !c.is_control() && !matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}');
+    let shown =
+        |c: &char| !c.is_control() && !matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}');
     text.chars().filter(shown).take(MAX_CHARS).collect::<String>().trim().to_owned()
 }
 

@@ -102,7 +102,19 @@ impl Worker {
     ) -> Self {
         let (ahead, streams, buffers) = Default::default();
         let looked = Instant::now();
-        Self { drive, shared, generations, guard, changes, disc: None, ahead, streams, buffers, looked, look_soon: false }
+        Self {
+            drive,
+            shared,
+            generations,
+            guard,
+            changes,
+            disc: None,
+            ahead,
+            streams,
+            buffers,
+            looked,
+            look_soon: false,
+        }
     }
 
     /// Runs until it is told to stop. A defect in a drive's code makes that drive away, and nothing else.
@@ -336,7 +348,8 @@ impl Worker {
     fn read_checked(&mut self, disc: Disc, sector: u64, len: u32, deadline: Instant) -> Result<Bytes, Fault> {
         let mut buffer = Buffer::take(&self.buffers, len as usize);
         let result = self.drive.read(sector, &mut buffer.bytes, deadline);
-        let same = matches!(self.drive.condition(), Ok(Condition { tray: Tray::Ready, medium }) if medium == disc.medium);
+        let same =
+            matches!(self.drive.condition(), Ok(Condition { tray: Tray::Ready, medium }) if medium == disc.medium);
         if !same {
             // What there is now is looked at by the loop: a drive that changes its mind all the time must not nest.
             self.set(Medium::Loading, None);
@@ -358,7 +371,8 @@ impl Worker {
             TrayOrder::Eject => self.drive.eject(),
             TrayOrder::Close => self.drive.close_tray(),
             TrayOrder::Lock(locked) => self.drive.lock_tray(locked).map(|()| {
-                let changed = self.shared.state.send_if_modified(|s| std::mem::replace(&mut s.locked, locked) != locked);
+                let changed =
+                    self.shared.state.send_if_modified(|s| std::mem::replace(&mut s.locked, locked) != locked);
                 if changed {
                     self.changes.send_modify(|n| *n += 1);
                 }

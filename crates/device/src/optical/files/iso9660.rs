@@ -94,12 +94,8 @@ impl Volume {
     }
 
     pub(super) fn root(&self) -> Found {
-        let node = Node {
-            name: String::new(),
-            kind: NodeKind::Directory,
-            size_bytes: 0,
-            modified_ms: self.root.modified_ms,
-        };
+        let node =
+            Node { name: String::new(), kind: NodeKind::Directory, size_bytes: 0, modified_ms: self.root.modified_ms };
         Found { node, place: Place::Pieces(vec![self.root.piece()]) }
     }
 

@@ -27,7 +27,9 @@ impl DiscFile {
         let mut end = 0_u64;
         let mut placed = Vec::with_capacity(pieces.len());
         for piece in pieces.into_iter().filter(|p| p.len > 0) {
-            if piece.at.is_some_and(|at| check_range(at, piece.len.min(size - end.min(size)), source.size_bytes()).is_err())
+            if piece
+                .at
+                .is_some_and(|at| check_range(at, piece.len.min(size - end.min(size)), source.size_bytes()).is_err())
             {
                 return Err(damaged("the file lies outside of the disc"));
             }

@@ -123,7 +123,8 @@ impl Volume {
     async fn map_partitions(&mut self, reader: &Reader, logical: &[u8], physical: &[(u16, u32, u32)]) -> Result<()> {
         let len = le32(logical, 264) as usize;
         let mut maps = logical.get(440..440 + len.min(2048 - 440)).unwrap_or(&[]);
-        let find = |number: u16| physical.iter().find(|p| p.0 == number).map(|p| Partition::Physical { start: p.1, len: p.2 });
+        let find =
+            |number: u16| physical.iter().find(|p| p.0 == number).map(|p| Partition::Physical { start: p.1, len: p.2 });
         let gone = || damaged("a partition is not there");
         while let [kind, len, ..] = *maps {
             if self.partitions.len() >= MAX_PARTITIONS {
@@ -299,7 +300,9 @@ impl Volume {
             Ok(file) if file.kind == NodeKind::File => (file.kind, file.size, file.modified_ms),
             Ok(file) => (file.kind, 0, file.modified_ms),
             // The others of the directory can still be shown.
-            Err(error) if error.is(Reason::DiscFormatUnknown) || error.is(Reason::SectorBad) => (NodeKind::Other, 0, None),
+            Err(error) if error.is(Reason::DiscFormatUnknown) || error.is(Reason::SectorBad) => {
+                (NodeKind::Other, 0, None)
+            }
             Err(error) => return Err(error),
         };
         Ok(Found { node: Node { name, kind, size_bytes, modified_ms }, place: Place::Icb(at) })

@@ -19,10 +19,16 @@ pub(super) fn directory(path: &str, listing: &Listing) -> String {
     let mut out = format!("<!doctype html><meta charset=\"utf-8\"><title>{title}</title><h1>{title}</h1><ul>\n");
     for node in &listing.nodes {
         let slash = if node.kind == NodeKind::Directory { "/" } else { "" };
-        let (whole, name) = (if path.is_empty() { node.name.clone() } else { format!("{path}/{}", node.name) }, html(&node.name));
+        let (whole, name) =
+            (if path.is_empty() { node.name.clone() } else { format!("{path}/{}", node.name) }, html(&node.name));
         let _ = match node.kind {
             NodeKind::File | NodeKind::Directory => {
-                writeln!(out, "<li><a href=\"/files/{}{slash}\">{name}{slash}</a> {}</li>", escape(&whole), node.size_bytes)
+                writeln!(
+                    out,
+                    "<li><a href=\"/files/{}{slash}\">{name}{slash}</a> {}</li>",
+                    escape(&whole),
+                    node.size_bytes
+                )
             }
             _ => writeln!(out, "<li>{name}</li>"),
         };
@@ -118,7 +124,8 @@ mod tests {
 
     #[test]
     fn names_cannot_write_html() {
-        let node = Node { name: "<img src=x onerror='1'>".into(), kind: NodeKind::File, size_bytes: 1, modified_ms: None };
+        let node =
+            Node { name: "<img src=x onerror='1'>".into(), kind: NodeKind::File, size_bytes: 1, modified_ms: None };
         let page = directory("\"><script>", &Listing { nodes: vec![node], skipped: 2 });
         assert!(!page.contains("<img") && !page.contains("<script") && page.contains("2 more"));
     }

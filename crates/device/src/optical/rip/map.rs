@@ -243,7 +243,15 @@ mod tests {
     fn gaps_overlaps_and_other_sizes_are_damage() {
         let head = "# Atrium rip, disc abc\n0x0 ? 1\n";
         assert_eq!(Map::parse(&format!("{head}0x0 0x800 +\n0x800 2048 -\n"), 4096).unwrap().identity(), "abc");
-        for body in ["", "0x0 0x800 +\n", "0x800 0x800 +\n", "0 0x1800 +\n", "0 0x800 +\n0 0x1000 +\n", "0 0x1000 x\n", "0 0 +\n"] {
+        for body in [
+            "",
+            "0x0 0x800 +\n",
+            "0x800 0x800 +\n",
+            "0 0x1800 +\n",
+            "0 0x800 +\n0 0x1000 +\n",
+            "0 0x1000 x\n",
+            "0 0 +\n",
+        ] {
             assert!(Map::parse(&format!("{head}{body}"), 4096).is_err(), "{body}");
         }
     }

@@ -36,6 +36,11 @@ async fn one_per_cent_of_bad_sectors_costs_just_these() {
     let (_drives, drive, control, dir) = drive_with(&disc, Limits::default()).await;
     let faults = Faults { random: Some((0.01, 42)), ..Faults::default() };
     control.set_faults(faults.clone());
+    // Nothing of it is known from before it was scratched.
+    let old = drive.state().generation;
+    control.press_eject().unwrap();
+    control.close();
+    drive.watch().wait_for(|s| s.generation > old).await.unwrap();
     let image = dir.path().join("out.iso");
     let outcome = run(&drive, &image, Options::default()).await.unwrap();
     let bad: Vec<u64> = (0..10_240).filter(|sector| faults.is_bad(*sector)).collect();

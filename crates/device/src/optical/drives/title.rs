@@ -77,7 +77,7 @@ mod tests {
         let mut disc = vec![0; 40 * 2048];
         disc[16 * 2048] = 1;
         disc[16 * 2048 + 1..16 * 2048 + 6].copy_from_slice(b"CD001");
-        disc[16 * 2048 + 40..16 * 2048 + 72].copy_from_slice(b"HOLI\x07DAYS_2019                   ");
+        disc[16 * 2048 + 40..16 * 2048 + 72].copy_from_slice(b"HOLI\x07DAYS_2019                  ");
         assert_eq!(of(&disc).as_deref(), Some("HOLIDAYS_2019"));
         disc[16 * 2048 + 40..16 * 2048 + 72].fill(b' ');
         assert_eq!(of(&disc), None);

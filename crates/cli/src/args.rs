@@ -4,6 +4,8 @@
 #![expect(missing_docs, reason = "a comment on a flattened field would become help text of its command")]
 
 mod admin;
+pub mod device_value;
+mod devices;
 mod files;
 mod identity;
 mod peers;
@@ -11,6 +13,7 @@ pub mod place;
 pub mod value;
 
 pub use admin::*;
+pub use devices::*;
 pub use files::*;
 pub use identity::*;
 pub use peers::*;
@@ -23,7 +26,8 @@ use std::time::Duration;
 ///
 /// Places on the server are written home:notes/a.txt (your private directory) and public:plans/x.pdf (the public
 /// directory "plans"). What machines share with each other has hierarchical addresses like
-/// acme/sales/anna-pc/plans/x.pdf: office, unit, machine, share, path.
+/// acme/sales/anna-pc/plans/x.pdf: office, unit, machine, share, path. Their printers, drives and disks are below
+/// acme/sales/anna-pc/printers, drives and disks.
 #[derive(Parser, Debug)]
 #[command(
     name = "atrium",
@@ -132,6 +136,15 @@ pub enum Command {
     Send(Send),
     Inbox(Inbox),
     Outbox(Outbox),
+    Devices(Devices),
+    Use(Use),
+    Release(Release),
+    Request(Request),
+    Print(Print),
+    Jobs(Jobs),
+    Printer(Printer),
+    Disc(Disc),
+    Space(Space),
     Queue(Queue),
     Cache(Cache),
     Admin(Admin),

@@ -4,6 +4,7 @@
 mod admin;
 mod browse;
 mod conflicts;
+mod devices;
 mod doctor;
 mod identity;
 mod local;
@@ -109,6 +110,15 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit> {
         Command::Send(args) => peers::mailbox::send(c, args).await,
         Command::Inbox(args) => peers::mailbox::inbox(c, args).await,
         Command::Outbox(args) => peers::mailbox::outbox(c, args).await,
+        Command::Devices(args) => devices::list::devices(c, args).await,
+        Command::Use(args) => devices::lease::take(c, args).await,
+        Command::Release(args) => devices::lease::release(c, args).await,
+        Command::Request(args) => devices::lease::request(c, args).await,
+        Command::Print(args) => devices::print::print(c, args).await,
+        Command::Jobs(args) => devices::jobs::jobs(c, args).await,
+        Command::Printer(args) => devices::jobs::printer(c, args).await,
+        Command::Disc(args) => devices::disc::disc(c, args).await,
+        Command::Space(args) => devices::space::space(c, args).await,
         Command::Queue(args) => queue::queue(c, args).await,
         Command::Cache(args) => queue::cache(c, args).await,
         Command::Admin(args) => admin::admin(c, args).await,
@@ -195,4 +205,20 @@ pub async fn list_for_completion(
 /// `PEER_NOT_RUNNING` and whatever listing ends with.
 pub async fn list_addresses_for_completion(global: Global, directory: &str, limit: usize) -> Result<Vec<String>> {
     peers::browse::names(&crate::peer::peer(&global)?, directory, limit).await
+}
+
+/// Devices of a kind, for completion: their addresses, and their names where only one has it.
+///
+/// # Errors
+/// `PEER_NOT_RUNNING` and whatever listing ends with.
+pub async fn list_devices_for_completion(global: Global, kind: proto::peer::v1::DeviceKind) -> Result<Vec<String>> {
+    devices::list::names(&crate::peer::peer(&global)?, kind).await
+}
+
+/// Borrowed spaces, for completion: their labels, and the ids of those without.
+///
+/// # Errors
+/// `PEER_NOT_RUNNING` and whatever listing ends with.
+pub async fn list_spaces_for_completion(global: Global) -> Result<Vec<String>> {
+    devices::space::names(&crate::peer::peer(&global)?).await
 }

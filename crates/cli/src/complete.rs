@@ -1,11 +1,16 @@
 //! Completion of places on the server, while the user types (clap_complete's environment engine).
 
-use crate::args::Cli;
-use crate::commands::{list_addresses_for_completion, list_for_completion};
+use crate::args::{Cli, Global};
+use crate::commands::{
+    list_addresses_for_completion, list_devices_for_completion, list_for_completion, list_spaces_for_completion,
+};
 use clap::Parser;
 use clap_complete::engine::CompletionCandidate;
+use common::error::Result;
 use common::model::EntryPath;
+use proto::peer::v1::DeviceKind;
 use std::ffi::OsStr;
+use std::future::Future;
 use std::time::Duration;
 
 /// A shell that waits longer than this feels stuck.
@@ -62,17 +67,55 @@ fn ask(directory: &str) -> Option<Vec<String>> {
 
 /// Names below a hierarchical address; what has something below it ends with '/'.
 fn ask_peer(directory: &str) -> Option<Vec<String>> {
+    by_peer(|global| list_addresses_for_completion(global, directory, CANDIDATES_MAX))
+}
+
+/// What the peer says, if there is one and it answers in time.
+fn by_peer<F: Future<Output = Result<Vec<String>>>>(ask: impl FnOnce(Global) -> F) -> Option<Vec<String>> {
     let global = Cli::try_parse_from(["atrium", "whoami"]).ok()?.global;
     if !crate::peer::is_there(&global) {
         return None;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    let names = runtime.block_on(async {
-        let asked = list_addresses_for_completion(global, directory, CANDIDATES_MAX);
-        tokio::time::timeout(PATIENCE, asked).await.ok()?.ok()
-    });
+    let names = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(global)).await.ok()?.ok() });
     runtime.shutdown_background();
     names
+}
+
+/// Those that begin so, in whole.
+fn beginning(current: &OsStr, names: Option<Vec<String>>) -> Vec<CompletionCandidate> {
+    let current = current.to_str().unwrap_or_default();
+    let fitting = names.unwrap_or_default().into_iter().filter(|n| n.starts_with(current));
+    fitting.take(CANDIDATES_MAX).map(CompletionCandidate::new).collect()
+}
+
+fn of_kind(current: &OsStr, kind: DeviceKind) -> Vec<CompletionCandidate> {
+    beginning(current, by_peer(|global| list_devices_for_completion(global, kind)))
+}
+
+/// Devices of all kinds: their addresses, and their names where only one has it.
+pub fn devices(current: &OsStr) -> Vec<CompletionCandidate> {
+    of_kind(current, DeviceKind::Unspecified)
+}
+
+/// Printers.
+pub fn printers(current: &OsStr) -> Vec<CompletionCandidate> {
+    of_kind(current, DeviceKind::Printer)
+}
+
+/// Drives.
+pub fn drives(current: &OsStr) -> Vec<CompletionCandidate> {
+    of_kind(current, DeviceKind::Drive)
+}
+
+/// Disks.
+pub fn disks(current: &OsStr) -> Vec<CompletionCandidate> {
+    of_kind(current, DeviceKind::Disk)
+}
+
+/// Borrowed spaces: their labels, and the ids of those without.
+pub fn spaces(current: &OsStr) -> Vec<CompletionCandidate> {
+    beginning(current, by_peer(list_spaces_for_completion))
 }
 
 #[cfg(test)]

@@ -3,34 +3,36 @@
 use common::error::{Error, Kind, Reason};
 
 /// What the process tells its caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exit {
     /// Done.
-    Ok = 0,
+    Ok,
     /// Failed for a reason that has no code of its own.
-    Failed = 1,
+    Failed,
     /// The command line or a value in it is wrong.
-    Usage = 2,
+    Usage,
     /// Some of it was done, some failed.
-    Partly = 3,
+    Partly,
     /// What was named does not exist.
-    NotFound = 4,
+    NotFound,
     /// Not allowed.
-    Denied = 5,
+    Denied,
     /// Server or agent not reachable or too busy; the same command may succeed later.
-    Unreachable = 6,
+    Unreachable,
     /// Took longer than allowed.
-    Timeout = 7,
+    Timeout,
     /// What is there does not fit: it exists already, has changed, or is locked.
-    Conflict = 8,
+    Conflict,
     /// A quota, a limit or a disk is full.
-    Full = 9,
+    Full,
     /// This machine has not joined, or nobody is signed in.
-    NotSignedIn = 10,
+    NotSignedIn,
     /// Only of status commands: something is not as it should be.
-    Degraded = 11,
+    Degraded,
     /// Stopped by Ctrl-C or SIGTERM.
-    Cancelled = 130,
+    Cancelled,
+    /// Of `use DEVICE -- COMMAND`: what the command ended with.
+    Command(u8),
 }
 
 impl Exit {
@@ -39,7 +41,10 @@ impl Exit {
         (Exit::Ok, "done"),
         (Exit::Failed, "failed"),
         (Exit::Usage, "the command line, or a value in it, is wrong"),
-        (Exit::Partly, "some of it was done, some failed; the errors say what"),
+        (
+            Exit::Partly,
+            "some of it was done, some failed; the errors say what. Of `disc rip`: done, but the disc has bad sectors",
+        ),
         (Exit::NotFound, "not found"),
         (Exit::Denied, "denied"),
         (Exit::Unreachable, "server or agent not reachable or too busy; trying again later may help"),
@@ -53,7 +58,22 @@ impl Exit {
 
     /// The number.
     pub fn code(self) -> u8 {
-        self as u8
+        match self {
+            Self::Ok => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Partly => 3,
+            Self::NotFound => 4,
+            Self::Denied => 5,
+            Self::Unreachable => 6,
+            Self::Timeout => 7,
+            Self::Conflict => 8,
+            Self::Full => 9,
+            Self::NotSignedIn => 10,
+            Self::Degraded => 11,
+            Self::Cancelled => 130,
+            Self::Command(code) => code,
+        }
     }
 
     /// The code for an error.

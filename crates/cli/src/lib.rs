@@ -12,6 +12,7 @@ pub mod peer;
 pub mod progress;
 pub mod prompt;
 pub mod reference;
+pub mod signals;
 pub mod sync;
 
 use args::Cli;
@@ -64,9 +65,15 @@ async fn until_stopped(limit: Option<Duration>, command: impl Future<Output = Re
             .why_is("the command was interrupted")
             .fix_is("give the same command again; transfers go on where they stopped")
     };
+    let interrupted = async {
+        interrupt.recv().await;
+        while signals::is_left_to_child() {
+            interrupt.recv().await;
+        }
+    };
     tokio::select! {
         result = command => result,
-        _ = interrupt.recv() => Err(stopped()),
+        () = interrupted => Err(stopped()),
         _ = terminate.recv() => Err(stopped()),
         () = too_long => Err(Error::new(Reason::DeadlineExceeded, "it took longer than --timeout allows")
             .fix_is("give the same command again with a longer --timeout; transfers go on where they stopped")),

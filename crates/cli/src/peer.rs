@@ -7,6 +7,8 @@
 use crate::args::Global;
 use common::error::{Error, Reason, Result};
 use common::rpc::{OfficeChannel, OfficeConnection};
+use proto::peer::v1::device_service_client::DeviceServiceClient;
+use proto::peer::v1::local_device_service_client::LocalDeviceServiceClient;
 use proto::peer::v1::node_service_client::NodeServiceClient;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,21 @@ impl Peer {
     /// For its streams of file contents.
     pub fn bulk_client(&self) -> NodeServiceClient<OfficeChannel> {
         NodeServiceClient::new(self.connection.bulk()).max_decoding_message_size(ANSWER_MAX)
+    }
+
+    /// For calls about devices of all machines.
+    pub fn devices(&self) -> DeviceServiceClient<OfficeChannel> {
+        DeviceServiceClient::new(self.connection.control()).max_decoding_message_size(ANSWER_MAX)
+    }
+
+    /// For documents, discs and objects.
+    pub fn bulk_devices(&self) -> DeviceServiceClient<OfficeChannel> {
+        DeviceServiceClient::new(self.connection.bulk()).max_decoding_message_size(ANSWER_MAX)
+    }
+
+    /// For what only this machine's person may do with devices.
+    pub fn local_devices(&self) -> LocalDeviceServiceClient<OfficeChannel> {
+        LocalDeviceServiceClient::new(self.connection.control()).max_decoding_message_size(ANSWER_MAX)
     }
 }
 

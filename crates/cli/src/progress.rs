@@ -40,6 +40,7 @@ struct Inner {
     begin: Instant,
     last_line: Option<Instant>,
     finished: bool,
+    remark: Option<String>,
 }
 
 impl std::fmt::Debug for Meter {
@@ -68,6 +69,7 @@ impl Meter {
             begin: now,
             last_line: None,
             finished: false,
+            remark: None,
         })))
     }
 
@@ -75,6 +77,20 @@ impl Meter {
     pub fn set(&self, counts: Counts) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.show(counts, Instant::now());
+    }
+
+    /// What else is worth knowing while it goes on, from now on.
+    pub fn remark(&self, text: Option<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remark = text;
+    }
+
+    /// Says something on a line of its own, above the bar.
+    pub fn say(&self, text: &str) {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &inner.bar {
+            Some(bar) => bar.suspend(|| inner.out.note(text)),
+            None => inner.out.note(text),
+        }
     }
 
     /// Ends the display; says the last figures once in JSON.
@@ -142,11 +158,7 @@ impl common::flow::Progress for MeterPart {
             Event::Restarted { path } => format!("{path} was changed while it was read; reading it again"),
             Event::Finished { .. } | Event::Unchanged { .. } | Event::Skipped { .. } | Event::Failed { .. } => return,
         };
-        let inner = self.meter.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &inner.bar {
-            Some(bar) => bar.suspend(|| inner.out.note(&text)),
-            None => inner.out.note(&text),
-        }
+        self.meter.say(&text);
     }
 }
 
@@ -177,6 +189,9 @@ impl Inner {
         if let Some(left) = self.seconds_left() {
             text.push_str(&format!(", {} left", duration(Duration::from_secs(left))));
         }
+        if let Some(remark) = &self.remark {
+            text.push_str(&format!("; {remark}"));
+        }
         text
     }
 
@@ -196,6 +211,7 @@ impl Inner {
             total_files: c.total_files,
             bytes_per_second: self.rate.per_second() as u64,
             seconds_left: self.seconds_left(),
+            remark: self.remark.clone(),
             finished,
         };
         self.out.err_line(&crate::output::envelope_text(&progress));

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// List directories and files
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  atrium ls\n  atrium ls -l home:notes\n  atrium ls -R public:plans --json\n  atrium ls acme\n  atrium ls -l \"acme/*/anna-pc/plans\""
+    after_help = "Examples:\n  atrium ls\n  atrium ls -l home:notes\n  atrium ls -R public:plans --json\n  atrium ls acme\n  atrium ls -l \"acme/*/anna-pc/plans\"\n  atrium ls acme/anna-pc/drives/dvd/docs"
 )]
 pub struct Ls {
     /// Where: a place on the server, or the address of something that machines share, in which * stands for any one name.
@@ -70,10 +70,11 @@ pub struct Put {
 /// from which the same command goes on after an interruption. Files that are here already and unchanged are passed over.
 ///
 /// An address such as acme/anna-pc/plans/a.pdf is got by this machine's peer from all machines that have it. Of several
-/// addresses the last word is the place here. Ctrl-C pauses the transfer; the same command goes on with it.
+/// addresses the last word is the place here. Ctrl-C pauses the transfer; the same command goes on with it. What is on a
+/// disc (acme/anna-pc/drives/dvd/docs/a.pdf) comes from the drive's machine.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  atrium get home:notes/a.txt\n  atrium get public:plans plans-copy\n  atrium get home:a.txt home:b.txt target/\n  atrium get home:a.txt --version 2 old-a.txt\n  atrium get acme/anna-pc/plans/a.pdf\n  atrium get acme/anna-pc/plans acme/bert-pc/photos target/ --detach"
+    after_help = "Examples:\n  atrium get home:notes/a.txt\n  atrium get public:plans plans-copy\n  atrium get home:a.txt home:b.txt target/\n  atrium get home:a.txt --version 2 old-a.txt\n  atrium get acme/anna-pc/plans/a.pdf\n  atrium get acme/anna-pc/plans acme/bert-pc/photos target/ --detach\n  atrium get acme/anna-pc/drives/dvd/docs docs/"
 )]
 pub struct Get {
     /// Places on the server, then the place here (the current directory if left out)
@@ -96,7 +97,7 @@ pub struct Get {
 /// Write files to standard output
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  atrium cat home:notes/a.txt\n  atrium cat home:notes/a.txt --version 1\n  atrium cat acme/anna-pc/plans/a.txt"
+    after_help = "Examples:\n  atrium cat home:notes/a.txt\n  atrium cat home:notes/a.txt --version 1\n  atrium cat acme/anna-pc/plans/a.txt\n  atrium cat drives/dvd/readme.txt"
 )]
 pub struct Cat {
     /// Files on the server or of other machines
@@ -289,25 +290,28 @@ pub struct Unlock {
     pub force: bool,
 }
 
-/// Share a folder of this machine, or show or change who may use a public directory
+/// Share a folder or a device of this machine, or show or change who may use a public directory
 ///
 /// A folder is shared in place: nothing is copied, and what changes in it is seen by the others within seconds. Given
 /// again, the command changes what it names and leaves the rest. Files that match a line of .atriumignore at the top of
 /// the folder, or --ignore, are not shared. Links out of the folder are not followed.
+///
+/// A printer, drive or disk is named printers/NAME, drives/NAME or disks/NAME and needs to be told what it is: --output,
+/// --device or --image, --folder and --size. A folder of such a name is written ./printers/NAME.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  atrium share ~/Plans --with anna --with group:sales=write\n  atrium share ~/Plans --with everyone --name hall --ignore \"*.bak\"\n  atrium share ~/Team --with group:sales --write --two-way\n  atrium share ~/Plans --revoke anna\n  atrium share public:plans\n  atrium share public:plans --with anna --with group:sales --right write"
+    after_help = "Examples:\n  atrium share ~/Plans --with anna --with group:sales=write\n  atrium share ~/Plans --with everyone --name hall --ignore \"*.bak\"\n  atrium share ~/Team --with group:sales --write --two-way\n  atrium share ~/Plans --revoke anna\n  atrium share public:plans\n  atrium share public:plans --with anna --with group:sales --right write\n  atrium share printers/laser --output cups:HP-LaserJet --with everyone --duplex --location \"second floor\"\n  atrium share drives/dvd --device /dev/sr0 --with everyone --with anna=write\n  atrium share disks/big --folder /srv/lent --size 100GiB --per-person 10GiB --with group:sales"
 )]
 pub struct Share {
-    /// A folder, or a public directory of the server (public:NAME)
-    #[arg(value_hint = ValueHint::DirPath, value_name = "FOLDER|public:NAME", add = ArgValueCompleter::new(remote_paths))]
+    /// A folder, a device (printers/NAME, drives/NAME, disks/NAME), or a public directory of the server (public:NAME)
+    #[arg(value_hint = ValueHint::DirPath, value_name = "FOLDER|DEVICE|public:NAME", add = ArgValueCompleter::new(remote_paths))]
     pub target: ShareTarget,
     /// Who: anna, group:sales, device:ID or everyone; with =RIGHT for another right; may be given several times
     #[arg(long, value_name = "WHO[=RIGHT]")]
     pub with: Vec<WithArg>,
-    /// What they may do: see, read, write or manage
-    #[arg(long, value_parser = value::right, default_value = "read", value_name = "RIGHT", requires = "with")]
-    pub right: Right,
+    /// What they may do: see, read, write or manage; read if left out, write for printers and disks
+    #[arg(long, value_parser = value::right, value_name = "RIGHT", requires = "with")]
+    pub right: Option<Right>,
     /// They may write; the same as --right write
     #[arg(long, requires = "with", conflicts_with = "right")]
     pub write: bool,
@@ -323,6 +327,15 @@ pub struct Share {
     /// Of a folder: files that are not shared, in the syntax of gitignore; may be given several times
     #[arg(long, value_name = "PATTERN")]
     pub ignore: Vec<String>,
+    #[command(flatten)]
+    pub device: super::DeviceOptions,
+}
+
+impl Share {
+    /// The right that is meant where none was said with the name.
+    pub fn right_or(&self, usual: Right) -> Right {
+        if self.write { Right::Write } else { self.right.unwrap_or(usual) }
+    }
 }
 
 /// Tell what someone may do, and which rule decides

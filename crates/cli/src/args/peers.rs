@@ -152,16 +152,25 @@ pub enum PeerGroupsAction {
     },
 }
 
-/// Share a folder no longer; its files stay where they are
+/// Share a folder or a device no longer; files stay where they are
+///
+/// A printer with jobs that wait, and a disk with something in it, are kept unless it is forced.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  atrium unshare ~/Plans\n  atrium unshare plans")]
+#[command(
+    after_help = "Examples:\n  atrium unshare ~/Plans\n  atrium unshare plans\n  atrium unshare printers/laser\n  atrium unshare disks/big --force"
+)]
 pub struct Unshare {
-    /// The share's name or its folder
+    /// The share's name or its folder, or a device: printers/NAME, drives/NAME, disks/NAME
     #[arg(value_hint = ValueHint::DirPath)]
     pub share: String,
+    /// Of a device: although something is in it; jobs are cancelled, borrowed space is wiped
+    #[arg(long)]
+    pub force: bool,
 }
 
-/// List the folders that this machine shares, and its copies of others' two-way shares
+/// List what this machine shares: folders, copies of others' two-way shares, and devices
+///
+/// With --json, devices are in the field `devices`, as objects of the kind own_device.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  atrium shares\n  atrium shares --json")]
 pub struct Shares {}

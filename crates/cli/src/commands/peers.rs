@@ -2,7 +2,7 @@
 
 pub(super) mod browse;
 pub(super) mod conflicts;
-mod convert;
+pub(super) mod convert;
 pub(super) mod fetch;
 pub(super) mod join;
 pub(super) mod mailbox;
@@ -40,7 +40,7 @@ impl Context {
 }
 
 /// A problem that a peer names, as an error.
-fn error_of(problem: wire::NodeProblem) -> Error {
+pub(super) fn error_of(problem: wire::NodeProblem) -> Error {
     let known = Reason::ALL.iter().find(|r| r.word() == problem.reason);
     let kind = known.map_or(Kind::Internal, |r| r.kind());
     Error::remote(kind, problem.reason, problem.message, problem.why, problem.fix)
@@ -53,7 +53,7 @@ impl From<wire::NodeProblem> for Problem {
 }
 
 /// As the peer wants it: it does not know the directory in which the command was given.
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(std::path::absolute(path)?)
 }
 
@@ -61,7 +61,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// `PATH_INVALID` if the path is not UTF-8, which the contract cannot carry.
-fn absolute_text(path: &Path) -> Result<String> {
+pub(super) fn absolute_text(path: &Path) -> Result<String> {
     let path = absolute(path)?;
     path.to_str().map(str::to_owned).ok_or_else(|| {
         Error::new(Reason::PathInvalid, format!("{} cannot be named", path.display()))
@@ -71,7 +71,7 @@ fn absolute_text(path: &Path) -> Result<String> {
 }
 
 /// Tells which machines did not answer.
-fn warn_of(c: &Context, problems: Vec<wire::NodeProblem>) {
+pub(super) fn warn_of(c: &Context, problems: Vec<wire::NodeProblem>) {
     for p in problems {
         c.out.warn(&crate::output::format::safe(&format!("{}: {}", p.message, p.why)));
     }

@@ -1,6 +1,6 @@
 //! `share` and `why`: rights on public directories.
 
-use super::{Context, call, peers};
+use super::{Context, call, devices, peers};
 use crate::args::place::{AnyPath, ShareTarget};
 use crate::args::value::RootArg;
 use crate::args::{Share, Why};
@@ -16,8 +16,20 @@ use proto::v1;
 pub(super) async fn share(c: &Context, args: Share) -> Result<Exit> {
     let directory = match &args.target {
         ShareTarget::Server(directory) => directory.clone(),
-        ShareTarget::Folder(folder) => return peers::shares::share(c, &folder.clone(), args).await,
+        ShareTarget::Folder(folder) => {
+            let folder = folder.clone();
+            return match devices::share::meant(c, &folder, &args).await? {
+                Some((device, known)) => devices::share::share(c, &device, known, args).await,
+                None => peers::shares::share(c, &folder, args).await,
+            };
+        }
     };
+    if args.device.any() {
+        return Err(usage(
+            "options of devices do not fit a public directory",
+            "name a device: printers/NAME, drives/NAME, disks/NAME",
+        ));
+    }
     if args.name.is_some() || args.two_way.is_some() || !args.ignore.is_empty() {
         return Err(usage(
             "--name, --two-way and --ignore are for folders of this machine",
@@ -43,7 +55,7 @@ pub(super) async fn share(c: &Context, args: Share) -> Result<Exit> {
     }
     for with in &args.with {
         let whom = &with.whom;
-        let right = with.right.unwrap_or(if args.write { Right::Write } else { args.right });
+        let right = with.right.unwrap_or_else(|| args.right_or(Right::Read));
         let grant = v1::Grant { principal: Some(whom.wire()), right: right as i32 };
         let request = v1::GrantRightRequest { name: directory.wire(), grant: Some(grant) };
         call(office.directories().grant_right(request)).await.map_err(|e| with_hint(e, &directory))?;

@@ -6,7 +6,7 @@ mod put;
 mod sources;
 
 pub(super) use get::{cat, get};
-pub(super) use put::put;
+pub(super) use put::{empty, failure, finish, put};
 
 use crate::bytes::stream;
 use crate::connect::Office;

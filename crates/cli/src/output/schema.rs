@@ -86,12 +86,14 @@ macro_rules! objects {
     };
 }
 
+mod devices;
 mod peers;
+pub use devices::*;
 pub use peers::*;
 
 /// All objects of the contract.
 pub fn descriptions() -> Vec<Description> {
-    server_objects().into_iter().chain(peer_objects()).collect()
+    server_objects().into_iter().chain(peer_objects()).chain(device_objects()).collect()
 }
 
 objects! {
@@ -131,7 +133,7 @@ objects! {
     }
     /// Progress of a transfer; lines on standard error, at most four a second and one at the end.
     Progress "progress" {
-        /// What is being done: put, get, sync, scrub or backup.
+        /// What is being done: put, get, sync, scrub, backup, send, print, rip, mirror or restore.
         action: String,
         /// Bytes that the other side has.
         done_bytes: u64,
@@ -145,6 +147,8 @@ objects! {
         bytes_per_second: u64,
         /// Time left at this rate; null if it cannot be told.
         seconds_left: Option<u64>,
+        /// What else is worth knowing, for example how many sectors of a disc are bad; null if nothing is.
+        remark: Option<String>,
         /// True in the last line.
         finished: bool,
     }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod contract;
+mod devices;
 mod parser;
 mod process;
 mod reference;

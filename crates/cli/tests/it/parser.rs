@@ -55,7 +55,7 @@ fn every_verb_of_the_product_is_there() {
     let names: Vec<String> = commands().into_iter().map(|(name, _)| name).collect();
     let verbs = "join login logout whoami status doctor ls put get cat mkdir mv cp rm restore versions lock unlock share \
                  why sync conflicts watch queue cache admin completions init invite peers members office find unshare shares \
-                 mirror transfers limit send inbox outbox";
+                 mirror transfers limit send inbox outbox devices use release request print jobs printer disc space";
     let areas = "users groups quota directories invite invites devices audit backup restore scrub reclaim status";
     for verb in verbs.split_whitespace() {
         assert!(names.contains(&format!("atrium {verb}")), "{verb}");
@@ -101,7 +101,8 @@ fn secrets_cannot_be_given_in_arguments() {
     for (name, command) in commands() {
         for arg in command.get_arguments() {
             let Some(long) = arg.get_long() else { continue };
-            let secret = ["password", "token", "code", "secret"].iter().any(|s| long.contains(s));
+            let words = ["password", "token", "code", "secret"];
+            let secret = words.iter().any(|s| long.contains(s)) || long.split('-').any(|word| word == "pin");
             let by_file = long.ends_with("-file") || !arg.get_action().takes_values();
             assert!(!secret || by_file, "{name} --{long} would put a secret into the process list");
             let env = arg.get_env().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
@@ -121,6 +122,7 @@ fn what_cannot_be_undone_asks_and_can_be_told_not_to() {
         "atrium members revoke",
         "atrium members groups delete",
         "atrium sync",
+        "atrium space return",
     ] {
         let (_, command) = commands().into_iter().find(|(n, _)| n == name).unwrap();
         assert!(command.get_arguments().any(|a| a.get_long() == Some("yes")), "{name}");

@@ -79,6 +79,23 @@ fn without_a_peer_its_verbs_say_so_with_6_and_a_fix() {
         &["send", folder, "anna"],
         &["inbox"],
         &["outbox"],
+        &["devices"],
+        &["devices", "--own"],
+        &["share", "printers/laser", "--output", "cups:HP", "--with", "everyone"],
+        &["unshare", "printers/laser"],
+        &["use", "dvd"],
+        &["release", "dvd"],
+        &["request", "dvd"],
+        &["print", "/proc/version", "--at", "laser"],
+        &["jobs"],
+        &["jobs", "cancel", "laser#1"],
+        &["printer", "pause", "laser"],
+        &["disc", "eject", "dvd"],
+        &["disc", "rip", "dvd", "film.iso"],
+        &["ls", "acme/anna-pc/drives/dvd"],
+        &["get", "drives/dvd/a"],
+        &["space", "list"],
+        &["space", "borrow", "big", "1GiB"],
     ] {
         let output = run(home.path(), &[args, &["--peer", socket, "--json"]].concat());
         assert_eq!(code(&output), 6, "{args:?}: {}", String::from_utf8_lossy(&output.stderr));

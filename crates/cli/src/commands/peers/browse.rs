@@ -3,7 +3,7 @@
 use super::warn_of;
 use crate::args::place::Address;
 use crate::args::{Find, Ls};
-use crate::commands::{Context, call};
+use crate::commands::{Context, call, devices};
 use crate::exit::Exit;
 use crate::output::format::{bytes, count, minute, pad, safe};
 use crate::output::schema::Item;
@@ -27,6 +27,11 @@ struct View {
 
 /// Lists what is below an address; the office if there is none.
 pub(in crate::commands) async fn ls(c: &Context, address: Option<&Address>, args: &Ls) -> Result<Exit> {
+    if let Some(address) = address
+        && let Some(disc) = devices::files::on_disc(&c.peer()?, address).await?
+    {
+        return devices::files::ls(c, &c.peer()?, &disc, args).await;
+    }
     let address = address.map(Address::as_str).unwrap_or_default();
     let whole = args.recursive || address.contains('*') || address.is_empty();
     let view = View { long: args.long, whole, depth: address.split('/').count() };

@@ -8,13 +8,13 @@ use crate::output::schema::{
 };
 use proto::peer::v1 as wire;
 
-fn filled(text: String) -> Option<String> {
+pub(in crate::commands) fn filled(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
 /// The word of an enum's value: its name in the contract without the prefix, in lower case; "unknown" for none and for
 /// those of newer peers.
-fn word(name: Option<&'static str>, prefix: &str) -> String {
+pub(in crate::commands) fn word(name: Option<&'static str>, prefix: &str) -> String {
     match name.and_then(|n| n.strip_prefix(prefix)) {
         None | Some("UNSPECIFIED") => "unknown".to_owned(),
         Some(word) => word.to_lowercase(),

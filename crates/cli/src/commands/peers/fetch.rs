@@ -4,7 +4,7 @@ use super::progress::{Display, summary, text};
 use super::{absolute_text, error_of};
 use crate::args::place::{Address, is_server_place};
 use crate::args::{Get, Global};
-use crate::commands::{Context, call};
+use crate::commands::{Context, call, devices};
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::output::schema::PeerTransfer;
@@ -30,6 +30,13 @@ pub(in crate::commands) async fn get(c: &Context, args: Get) -> Result<Exit> {
         return Err(usage("machines share the present version only", "leave --version out"));
     }
     let into = sources.len() > 1 || is_directory_by_name(&destination);
+    let peer = c.peer()?;
+    if let Some(discs) = devices::files::on_discs(&peer, &sources).await? {
+        if args.detach {
+            return Err(usage("--detach is for shares; a disc is read by this command itself", "leave it out"));
+        }
+        return devices::files::get(c, &peer, discs, &destination, into, args.overwrite).await;
+    }
     if into {
         std::fs::create_dir_all(&destination)?;
     }
@@ -40,7 +47,6 @@ pub(in crate::commands) async fn get(c: &Context, args: Get) -> Result<Exit> {
         cancel_on_disconnect: false,
         exact: sources.len() == 1 && !into,
     };
-    let peer = c.peer()?;
     let stream = call(peer.client().get(request)).await?;
     if args.detach {
         return detach(c, stream).await;
@@ -200,6 +206,9 @@ fn pause(global: &Global, ids: &BTreeSet<String>) -> Result<()> {
 
 /// Writes one file to standard output.
 pub(in crate::commands) async fn cat(c: &Context, peer: &Peer, address: &Address) -> Result<()> {
+    if let Some(disc) = devices::files::on_disc(peer, address).await? {
+        return devices::files::cat(c, peer, &disc).await;
+    }
     let request = wire::CatRequest { address: address.to_string() };
     let mut stream = call(peer.bulk_client().cat(request)).await?;
     while let Some(part) = stream.message().await.map_err(|s| from_status(&s))? {

@@ -2,7 +2,7 @@
 
 use super::{absolute, absolute_text};
 use crate::args::{Mirror, Share, Unshare};
-use crate::commands::{Context, call};
+use crate::commands::{Context, call, devices};
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::output::format::{bytes, count, safe};
@@ -15,7 +15,13 @@ use proto::v1;
 use std::path::Path;
 
 pub(in crate::commands) async fn share(c: &Context, folder: &Path, args: Share) -> Result<Exit> {
-    let right = if args.write { Right::Write } else { args.right };
+    if args.device.any() {
+        return Err(usage(
+            format!("{} is not named like a device", folder.display()),
+            "name it printers/NAME, drives/NAME or disks/NAME, or leave the options of devices out",
+        ));
+    }
+    let right = args.right_or(Right::Read);
     let grants = args.with.iter().map(|w| {
         let right = w.right.unwrap_or(right) as i32;
         v1::Grant { principal: Some(w.whom.wire()), right }
@@ -125,6 +131,9 @@ pub(in crate::commands) async fn unshare(c: &Context, args: Unshare) -> Result<E
     let written_as_path = args.share.contains('/') || path.is_dir();
     let by_path = || path.canonicalize().or_else(|_| absolute(path).map_err(std::io::Error::other));
     let mut client = c.peer()?.client();
+    if let Some(device) = devices::share::own(c, &args.share).await? {
+        return devices::share::unshare(c, &device, args.force).await;
+    }
     let known = call(client.list_local_shares(wire::ListLocalSharesRequest {})).await?.shares;
     let share = match known.iter().find(|s| s.name == args.share) {
         Some(_) => args.share.clone(),
@@ -139,12 +148,21 @@ pub(in crate::commands) async fn unshare(c: &Context, args: Unshare) -> Result<E
 
 pub(in crate::commands) async fn shares(c: &Context) -> Result<Exit> {
     let answer = call(c.peer()?.client().list_local_shares(wire::ListLocalSharesRequest {})).await?;
-    let mut list = c.out.list::<FolderShare>(&[])?;
+    let own = devices::share::all_own(c).await?;
+    // A JSON list has items of one kind, so the devices stand beside it.
+    let as_json = serde_json::to_value(&own).map_err(|e| Error::internal("JSON").caused_by(e))?;
+    let mut list = c.out.list::<FolderShare>(&[("devices", as_json)])?;
     for share in answer.shares {
         let share = FolderShare::from(share);
         list.item(&share, |s| if c.out.verbose { full(&c.out, s) } else { line(&c.out, s) })?;
     }
-    if list.end("this machine shares nothing")? == 0 {
+    if !c.out.json {
+        for device in &own {
+            c.out.line(&devices::share::text(&c.out, device))?;
+        }
+    }
+    let nothing = if own.is_empty() { "this machine shares nothing" } else { "no folders" };
+    if list.end(nothing)? == 0 && own.is_empty() {
         c.out.hint("atrium share FOLDER --with everyone");
     }
     Ok(Exit::Ok)

@@ -1,0 +1,91 @@
+//! `space mirror` and `space restore`.
+
+use super::{Context, call};
+use crate::commands::peers::absolute_text;
+use crate::exit::Exit;
+use crate::output::format::{bytes, count, duration, safe};
+use crate::output::schema::MirrorCopy;
+use crate::progress::{Counts, Meter};
+use common::error::Result;
+use common::status::from_status;
+use proto::peer::v1 as wire;
+use std::path::Path;
+use std::time::Duration;
+use tonic::Streaming;
+
+pub(super) async fn mirror(
+    c: &Context,
+    share: String,
+    disk: String,
+    size: Option<u64>,
+    retention: Option<Duration>,
+) -> Result<Exit> {
+    // The peer knows folders by their whole path, and names as they are.
+    let as_path = share.contains('/') || Path::new(&share).is_dir();
+    let request = wire::MirrorToRequest {
+        share: if as_path { absolute_text(Path::new(&share))? } else { share.clone() },
+        disk,
+        size_bytes: size.unwrap_or(0),
+        retention_seconds: retention.map_or(0, |t| t.as_secs()),
+    };
+    let meter = Meter::new(&c.out, "mirror");
+    let stream = call(c.peer()?.local_devices().mirror_to(request)).await?;
+    let copy = follow(stream, meter, "mirror", &share).await?;
+    c.out.changed(&copy, |m| text(m, "has a second copy"))?;
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn restore(c: &Context, share: String, to: &Path, generation: Option<u64>) -> Result<Exit> {
+    let request = wire::RestoreMirrorRequest {
+        share: share.clone(),
+        path: absolute_text(to)?,
+        generation: generation.unwrap_or(0),
+    };
+    let meter = Meter::new(&c.out, "restore");
+    let stream = call(c.peer()?.local_devices().restore_mirror(request)).await?;
+    let copy = follow(stream, meter, "restore", &share).await?;
+    c.out.changed(&copy, |m| text(m, &format!("is in {}", to.display())))?;
+    Ok(Exit::Ok)
+}
+
+async fn follow(
+    mut stream: Streaming<wire::MirrorProgress>,
+    meter: Meter,
+    action: &str,
+    share: &str,
+) -> Result<MirrorCopy> {
+    let mut end = None;
+    while let Some(now) = stream.message().await.map_err(|s| from_status(&s))? {
+        meter.set(Counts { done_bytes: now.done_bytes, total_bytes: now.total_bytes, done_files: 0, total_files: 0 });
+        if now.done {
+            end = Some(now);
+            break;
+        }
+    }
+    meter.finish();
+    let end = end.ok_or_else(|| {
+        super::broke_off("the copy", "give the same command again; what is there already is not sent again")
+    })?;
+    Ok(MirrorCopy {
+        action: action.to_owned(),
+        share: share.to_owned(),
+        file_count: end.file_count,
+        total_bytes: end.total_bytes,
+        present_bytes: end.present_bytes,
+        generation: end.generation,
+        elapsed_ms: u64::try_from(meter.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+fn text(m: &MirrorCopy, what: &str) -> String {
+    let elapsed = duration(Duration::from_millis(m.elapsed_ms));
+    let files = count(m.file_count, "file", "files");
+    let present =
+        if m.present_bytes > 0 { format!(", {} were there already", bytes(m.present_bytes)) } else { String::new() };
+    format!(
+        "{} {what}: {files}, {} in {elapsed}{present} (generation {})",
+        safe(&m.share),
+        bytes(m.total_bytes),
+        m.generation
+    )
+}

@@ -17,6 +17,8 @@ mod hostile;
 mod limits;
 mod membership;
 mod model;
+mod print;
+mod print_service;
 mod program;
 mod server;
 mod sessions;

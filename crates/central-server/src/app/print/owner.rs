@@ -145,7 +145,7 @@ impl Document {
     ///
     /// # Errors
     /// `IO_FAILED`, `CHUNK_DAMAGED` for a file that is shorter than it was.
-    pub fn next(&mut self) -> Result<Bytes> {
+    pub fn read(&mut self) -> Result<Bytes> {
         let length = self.size.saturating_sub(self.offset).min(BLOCK as u64) as usize;
         let mut block = vec![0; length];
         self.file.read_exact_at(&mut block, self.offset)?;

@@ -287,13 +287,16 @@ pub async fn remove(app: &App, caller: &Caller, name: &str) -> Result<()> {
     forget(app, caller, name, "printer.remove", None).await
 }
 
+/// What was done to a printer: a line for the audit log, and the jobs that changed with it.
+type Done = Option<(String, Vec<Job>)>;
+
 /// Changes a printer's record and notes it.
 async fn change(
     app: &App,
     caller: &Caller,
     name: &str,
     action: &'static str,
-    work: impl Fn(&mut Txn<'_>, &mut Printer) -> Result<Option<String>> + Send + 'static,
+    work: impl Fn(&mut Txn<'_>, &mut Printer) -> Result<Done> + Send + 'static,
 ) -> Result<Shown> {
     require_admin(app, caller, action, &subject(name)).await?;
     let (actor, now_ms, at) = (caller.actor(), app.clock.now_ms(), name.to_owned());
@@ -301,16 +304,22 @@ async fn change(
         .store
         .transact(move |txn| {
             let mut printer = records::load_printer(&*txn, &at)?.ok_or_else(|| printer_unknown(&at))?;
-            if let Some(detail) = work(txn, &mut printer)? {
+            let mut jobs = Vec::new();
+            if let Some((detail, changed)) = work(txn, &mut printer)? {
+                jobs = changed;
                 printer.revision = txn.revision();
                 printer.save(txn)?;
                 audit::record(txn, now_ms, &actor, action, &subject(&at), true, &detail)?;
             }
-            Ok(printer)
+            Ok((printer, jobs))
         })
         .await?;
+    let (printer, changed) = committed.value;
+    for job in changed {
+        jobs::settle(app, &job).await;
+    }
     app.prints.announce();
-    show(app, &app.store, caller, committed.value)
+    show(app, &app.store, caller, printer)
 }
 
 /// Gives a right on a printer, or changes it.
@@ -333,7 +342,7 @@ pub async fn grant(app: &App, caller: &Caller, name: &str, to: PrincipalName, ri
                 .with("field", "grant"));
         }
         printer.grants.push((principal, right));
-        Ok(Some(format!("{} may {}", to.words(), right.word())))
+        Ok(Some((format!("{} may {}", to.words(), right.word()), Vec::new())))
     })
     .await
 }
@@ -347,7 +356,7 @@ pub async fn revoke(app: &App, caller: &Caller, name: &str, from: PrincipalName)
         let principal = from.resolve(&*txn, &printer.grants)?;
         let before = printer.grants.len();
         printer.grants.retain(|(p, _)| *p != principal);
-        Ok((printer.grants.len() < before).then(|| from.words()))
+        Ok((printer.grants.len() < before).then(|| (from.words(), Vec::new())))
     })
     .await
 }
@@ -367,15 +376,16 @@ pub async fn move_to(app: &App, caller: &Caller, name: &str, device: &str) -> Re
             return Ok(None);
         }
         let open = jobs::open_of_printer(txn, printer.uid)?;
+        let mut changed = Vec::new();
         for id in &open {
             let Some(job) = records::load_job(&*txn, *id)? else { continue };
             if let Some(next) = transitions::moved(&job, &to, clock.now_ms()) {
-                records::put_job(txn, Some(&job), next)?;
+                changed.push(records::put_job(txn, Some(&job), next)?);
             }
         }
         let detail = format!("from device {} to device {to}, {} jobs", printer.device, open.len());
         printer.device.clone_from(&to);
-        Ok(Some(detail))
+        Ok(Some((detail, changed)))
     })
     .await?;
     app.prints.forget(name);

@@ -215,8 +215,7 @@ impl Submission {
             let digest = self.part.seal()?;
             Ok((self, digest))
         })
-        .await
-        .map(|(this, digest)| (this, digest))?;
+        .await?;
         let made = part.make(once, digest).await;
         let keep = matches!(&made, Ok(Answer::New(_)));
         if keep {

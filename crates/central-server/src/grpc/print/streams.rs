@@ -78,7 +78,7 @@ async fn pour(
     loop {
         let offset_bytes = document.offset();
         let (back, data) = entries::blocking(move || {
-            let data = document.next()?;
+            let data = document.read()?;
             Ok((document, data))
         })
         .await?;

@@ -18,6 +18,7 @@
 //! equal; `node` puts all of it together. Modules know each other by the handles in their top-level file only.
 
 pub mod catalogue;
+pub mod devices;
 pub mod hybrid;
 pub mod local;
 pub mod mailbox;

@@ -18,6 +18,7 @@ mod status;
 mod transfers;
 
 use crate::catalogue::Catalogue;
+use crate::devices::{DeviceGrpc, Devices, OwnGrpc, Side};
 use crate::hybrid::Hybrid;
 use crate::mailbox::Mailbox;
 use crate::net::Network;
@@ -72,6 +73,8 @@ pub struct Parts {
     pub twoway: TwoWay,
     /// The office's central server.
     pub hybrid: Hybrid,
+    /// Printers, drives and disks.
+    pub devices: Devices,
     /// Where content is fetched from: the members, and the server as one of them.
     pub peers: Arc<dyn Peers>,
 }
@@ -88,6 +91,8 @@ impl Local {
     /// # Errors
     /// INTERNAL if the descriptors of the contract cannot be read, which is a defect.
     pub async fn serve(parts: Arc<Parts>, acceptor: UnixAcceptor, shutdown: &Shutdown) -> Result<LocalServing> {
+        let devices = DeviceGrpc::service(parts.devices.clone(), Side::Local);
+        let own_devices = OwnGrpc::service(parts.devices.clone());
         let service = NodeServiceServer::new(Local { parts }).max_decoding_message_size(MESSAGE_MAX);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::PUBLIC_DESCRIPTORS)
@@ -99,7 +104,9 @@ impl Local {
             .layer(guard::guard())
             .add_service(health)
             .add_service(reflection)
-            .add_service(service);
+            .add_service(service)
+            .add_service(devices)
+            .add_service(own_devices);
         Ok(tokio::spawn(router.serve_with_incoming_shutdown(acceptor, shutdown.signal())))
     }
 }

@@ -106,6 +106,7 @@ impl Running {
             }
         };
         let (served, _, ()) = tokio::join!(local, self.shutdown.drained(), self.serving.stop(patience));
+        self.parts.devices.close().await;
         self.parts.transfers.close().await;
         self.parts.network.close().await;
         self.parts.store.clone().close().await;

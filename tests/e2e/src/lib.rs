@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod compare;
+pub mod devices;
 pub mod office;
 pub mod peers;
 pub mod process;

@@ -2,6 +2,7 @@
 
 use super::services;
 use crate::catalogue::{self, Catalogue, CatalogueSettings};
+use crate::devices::{DeviceParts, Devices};
 use crate::hybrid::{Hybrid, HybridParts, agent_sockets};
 use crate::local::Parts;
 use crate::mailbox::Mailbox;
@@ -49,7 +50,9 @@ pub(super) async fn open(ground: Ground) -> Result<(Parts, Serving)> {
     let mailbox = ground.mailbox(&office, peers.clone(), &transfers).await?;
     sources.register(Arc::new(mailbox.clone()));
     let twoway = ground.twoway(&office, &network, &catalogue, &transfers)?;
-    let serving = endpoint.serve(services::routes(&office, &network, &catalogue, &transfers, &mailbox, &hybrid).await?);
+    let devices = ground.devices(&office, &network, &catalogue).await?;
+    let routes = services::routes(&office, &network, &catalogue, &transfers, &mailbox, &hybrid, &devices).await?;
+    let serving = endpoint.serve(routes);
     let presence = ground.presence(&office, &network)?;
     hybrid.start(&network, &ground.shutdown);
     let Ground { settings, key, clock, store, .. } = ground;
@@ -66,6 +69,7 @@ pub(super) async fn open(ground: Ground) -> Result<(Parts, Serving)> {
         mailbox,
         twoway,
         hybrid,
+        devices,
         peers,
     };
     Ok((parts, serving))
@@ -147,6 +151,20 @@ impl Ground {
             shutdown: self.shutdown.clone(),
         };
         TwoWay::open(parts, TwoWaySettings::default())
+    }
+
+    async fn devices(&self, office: &Office, network: &Network, catalogue: &Catalogue) -> Result<Devices> {
+        let parts = DeviceParts {
+            store: self.store.clone(),
+            roster: Arc::new(office.clone()),
+            peers: Arc::new(network.clone()),
+            clock: self.clock.clone(),
+            shutdown: self.shutdown.clone(),
+            directory: self.settings.node.state_directory.join("devices"),
+            settings: self.settings.devices.clone(),
+            catalogue: catalogue.clone(),
+        };
+        Devices::open(parts).await
     }
 
     fn presence(&self, office: &Office, network: &Network) -> Result<Presence> {

@@ -2,6 +2,7 @@
 
 use crate::catalogue::Catalogue;
 use crate::catalogue::grpc::{CatalogueGrpc, by_connection};
+use crate::devices::{self, DeviceGrpc, Devices, Side};
 use crate::hybrid::Hybrid;
 use crate::mailbox::Mailbox;
 use crate::net::Network;
@@ -24,6 +25,7 @@ pub(super) async fn routes(
     transfers: &Transfers,
     mailbox: &Mailbox,
     hybrid: &Hybrid,
+    devices_here: &Devices,
 ) -> Result<Routes> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
@@ -35,8 +37,10 @@ pub(super) async fn routes(
     let shares = CatalogueGrpc::service(catalogue.clone(), by_connection);
     let (chunks, parcels, relay) = (transfers.server(), mailbox.service(), network.relay_server().service());
     let server = hybrid.service();
+    let hardware = DeviceGrpc::service(devices_here.clone(), Side::Nodes(devices::by_connection));
     let (joining, records, offers) = (name_of(&enrolment), name_of(&membership), name_of(&server));
-    for name in [joining, records, offers, name_of(&shares), name_of(&chunks), name_of(&parcels), name_of(&relay)] {
+    let (folders, bytes, letters, detours) = (name_of(&shares), name_of(&chunks), name_of(&parcels), name_of(&relay));
+    for name in [joining, records, offers, folders, bytes, letters, detours, name_of(&hardware)] {
         reporter.set_service_status(name, ServingStatus::Serving).await;
     }
     Ok(Routes::new(health)
@@ -47,7 +51,8 @@ pub(super) async fn routes(
         .add_service(chunks)
         .add_service(parcels)
         .add_service(relay)
-        .add_service(server))
+        .add_service(server)
+        .add_service(hardware))
 }
 
 fn name_of<S: NamedService>(_: &S) -> &'static str {

@@ -1,6 +1,7 @@
 //! Real programs, started, used, killed and compared.
 
 mod agent;
+mod devices;
 mod disk_full;
 mod files;
 mod hybrid;

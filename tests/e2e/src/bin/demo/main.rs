@@ -1,5 +1,6 @@
 //! `make demo`: shows an office on this machine and checks every byte. `make up`, `make down`: one that stays.
 
+mod devices;
 mod peers;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -240,6 +241,7 @@ fn demo() -> Result<()> {
     fs::remove_dir_all(back)?;
 
     peers::demo(dir)?;
+    devices::demo(dir)?;
     say(format!("\nAll equal, nothing lost; all programs have ended. {:.0} s in all.", begin.elapsed().as_secs_f64()));
     Ok(())
 }

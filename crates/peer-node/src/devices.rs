@@ -1,0 +1,430 @@
+//! Printers, optical drives and disks: this machine's for the others, and the others' for its person.
+//!
+//! ```text
+//!   other nodes ── DeviceService ──▶ grpc ──▶ lease  print  drive  disk ──▶ crates/device
+//!   this person ── local socket  ──▶ grpc ─┬─▶    (here)                   (does it)
+//!                                          └─▶ remote: the owner's node, under this machine's identity
+//!   book     what is shared here, on disk      own      sharing and unsharing, lists, the audit
+//!   access   who may do what                   uses     leases that this machine holds
+//!   address  which device an address means     kept     blocks of others' discs
+//! ```
+//!
+//! The node that a device hangs on decides and checks (`docs/adr/0011-devices.md`): every call about a device comes here
+//! with the caller's device id from the connection, is checked against the device's grants, and refusals and grants go
+//! to the audit. A device that the caller may not see is answered like one that is not there.
+//!
+//! # In the store
+//!
+//! `d/s/` what is shared (`book`), `d/t/` fencing tokens, `d/a/` the audit; beside it, below `STATE/devices/`, spooled
+//! print jobs. Lent space lies in the folder that its owner names.
+//!
+//! # Bounds
+//!
+//! 64 devices of a node; 64 streams of reading and of writing at a time, beyond which OVERLOADED; those of
+//! `crates/device` for each kind.
+
+mod access;
+mod address;
+mod book;
+mod disc;
+mod disk;
+mod drive;
+mod grpc;
+mod ipp;
+mod kept;
+mod lease;
+mod media;
+mod mirror;
+mod own;
+mod print;
+mod remote;
+mod uses;
+
+pub use address::Target;
+pub use grpc::{DeviceGrpc, Side, by_connection};
+pub use own::OwnGrpc;
+
+use self::book::{Book, Entry};
+use self::drive::{LeasedTray, OpenDrive, drive_words};
+use self::ipp::Doors;
+use self::kept::{Holders, KeptBlocks};
+use self::remote::{Client, Remote};
+use self::uses::Uses;
+use crate::catalogue::{Catalogue, Peers, Roster};
+use crate::settings::DeviceSettings;
+use common::clock::SharedClock;
+use common::error::{Error, Reason, Result};
+use common::model::{DeviceId, Right};
+use common::shutdown::Shutdown;
+use common::store::Store;
+use device::audit::{Audit, Line};
+use device::disk::Lender;
+use device::lease::{Leases, Rules, StoreTokens, SystemMonotonic};
+use device::model::{Caller, Kind};
+use device::optical::files::Disc;
+use device::optical::{Drives, FileGenerations};
+use device::printer::{Options, Printers};
+use futures_util::StreamExt;
+use parking_lot::Mutex;
+use proto::peer::v1 as wire;
+use proto::peer::v1::share_device_request::Kind as Share;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+
+/// Streams of reading and writing at a time.
+const STREAMS: usize = 64;
+/// Changes are gathered for so long.
+const GATHER: Duration = Duration::from_millis(50);
+/// Where fencing tokens are.
+const SPACE_TOKENS: &[u8] = b"d/t/";
+/// Where the audit is.
+const SPACE_AUDIT: &[u8] = b"d/a/";
+
+/// What this module works with.
+pub struct DeviceParts {
+    /// Keeps what is shared, tokens and the audit.
+    pub store: Store,
+    /// Who belongs.
+    pub roster: Arc<dyn Roster>,
+    /// Ways to other nodes.
+    pub peers: Arc<dyn Peers>,
+    /// The time of day.
+    pub clock: SharedClock,
+    /// Ends its tasks.
+    pub shutdown: Shutdown,
+    /// Keeps spooled jobs, disc generations and blocks of others' discs.
+    pub directory: PathBuf,
+    /// Where printers listen, and how much is kept.
+    pub settings: DeviceSettings,
+    /// What this machine shares: for second copies.
+    pub catalogue: Catalogue,
+}
+
+/// See the module. Clones are handles to the same.
+#[derive(Clone)]
+pub struct Devices(Arc<Inner>);
+
+struct Inner {
+    directory: PathBuf,
+    catalogue: Catalogue,
+    roster: Arc<dyn Roster>,
+    shutdown: Shutdown,
+    book: Book,
+    remote: Remote,
+    leases: Leases,
+    audit: Audit,
+    uses: Uses,
+    printers: Printers,
+    drives: Drives,
+    /// Drives that could be opened, by local name.
+    opened: Mutex<HashMap<String, OpenDrive>>,
+    /// The files of the discs that are in them, by drive, with the generation.
+    discs: Mutex<HashMap<String, (u64, Arc<Disc>)>>,
+    /// Who has read which disc: noted once.
+    noted: Mutex<HashSet<(DeviceId, String, u64)>>,
+    kept: KeptBlocks,
+    holders: Holders,
+    lenders: Mutex<HashMap<String, Lender>>,
+    ipp: Doors,
+    /// What is wrong with a device of this machine, by local name.
+    problems: Mutex<HashMap<String, wire::NodeProblem>>,
+    /// One change of what is shared at a time.
+    managing: tokio::sync::Mutex<()>,
+    streams: Arc<Semaphore>,
+    changes: watch::Sender<u64>,
+}
+
+/// The kind on the wire.
+fn wire_kind(kind: Kind) -> wire::DeviceKind {
+    match kind {
+        Kind::Printer => wire::DeviceKind::Printer,
+        Kind::Drive => wire::DeviceKind::Drive,
+        Kind::Disk => wire::DeviceKind::Disk,
+    }
+}
+
+/// The kind of a number on the wire.
+fn kind_of(number: i32) -> Option<Kind> {
+    match wire::DeviceKind::try_from(number).ok()? {
+        wire::DeviceKind::Printer => Some(Kind::Printer),
+        wire::DeviceKind::Drive => Some(Kind::Drive),
+        wire::DeviceKind::Disk => Some(Kind::Disk),
+        wire::DeviceKind::Unspecified => None,
+    }
+}
+
+impl Devices {
+    /// Opens what is shared, and begins to serve it. What cannot be opened is shown as away, with the reason.
+    ///
+    /// # Errors
+    /// Those of the store; STORE_BUSY, IO_FAILED for the directory.
+    pub async fn open(parts: DeviceParts) -> Result<Self> {
+        let DeviceParts { store, roster, peers, clock, shutdown, directory, settings, catalogue } = parts;
+        let (directory_, store_, clock_, keep) = (directory.clone(), store.clone(), clock.clone(), settings.disc_cache);
+        let opened = tokio::task::spawn_blocking(move || {
+            std::fs::create_dir_all(&directory_)?;
+            let audit = Audit::open(store_.clone(), SPACE_AUDIT, clock_, device::audit::Settings::default())?;
+            let generations = FileGenerations::open(directory_.join("generations"))?;
+            let kept = KeptBlocks::open(&directory_.join("blocks"), keep.bytes())?;
+            Ok((Book::open(store_)?, audit, generations, kept))
+        });
+        let opened: Result<_> = opened.await.map_err(|e| Error::internal("opening devices").caused_by(e))?;
+        let (book, audit, generations, kept) = opened?;
+        let tokens = Arc::new(StoreTokens::new(store, SPACE_TOKENS));
+        let leases = Leases::new(tokens, Arc::new(SystemMonotonic), Rules::default(), Some(audit.clone()));
+        let options = Options { clock, ..Options::new(directory.join("printers")) };
+        let printers = Printers::open(options).await?;
+        let guard = Arc::new(LeasedTray(leases.clone()));
+        let devices = Self(Arc::new(Inner {
+            directory,
+            catalogue,
+            remote: Remote::new(roster.clone(), peers),
+            roster,
+            shutdown: shutdown.clone(),
+            book,
+            uses: Uses::default(),
+            drives: Drives::new(Arc::new(generations), guard, device::optical::Limits::default()),
+            printers,
+            opened: Mutex::default(),
+            discs: Mutex::default(),
+            noted: Mutex::default(),
+            kept,
+            holders: Holders::default(),
+            lenders: Mutex::default(),
+            ipp: Doors::new(settings),
+            problems: Mutex::default(),
+            managing: tokio::sync::Mutex::new(()),
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            changes: watch::Sender::new(0),
+            leases: leases.clone(),
+            audit: audit.clone(),
+        }));
+        shutdown.spawn(audit.run(shutdown.token()));
+        shutdown.spawn(leases.run(shutdown.token()));
+        for entry in devices.0.book.all() {
+            if let Err(error) = devices.open_device(&entry, None).await {
+                tracing::warn!(device = entry.local_name(), %error, "a shared device could not be opened");
+                let problem = remote::own_problem(&entry.local_name(), &error);
+                devices.0.problems.lock().insert(entry.local_name(), problem);
+            }
+        }
+        devices.open_doors().await;
+        shutdown.spawn_until(devices.clone().tell());
+        shutdown.spawn_until(devices.clone().tick_disks());
+        Ok(devices)
+    }
+
+    /// Tells of what the devices themselves do.
+    async fn tell(self) {
+        let (mut drives, mut printers) = (self.0.drives.changes(), self.0.printers.watch());
+        loop {
+            tokio::select! {
+                changed = drives.changed() => if changed.is_err() { return },
+                changed = printers.changed() => if changed.is_err() { return },
+            }
+            self.changed();
+        }
+    }
+
+    /// Ends what goes on: printing goes on at the next start, readers get errors.
+    pub async fn close(&self) {
+        self.close_doors().await;
+        self.0.printers.close().await;
+        self.0.drives.shutdown().await;
+    }
+
+    /// Opens a device of this machine, in the place of what it was before.
+    async fn open_device(&self, entry: &Entry, before: Option<&Entry>) -> Result<()> {
+        let name = entry.local_name();
+        match &entry.share.kind {
+            Some(Share::Printer(share)) => self.open_printer(entry, share).await?,
+            Some(Share::Drive(share)) => {
+                let same = before.is_some_and(|b| b.share.kind == entry.share.kind);
+                if !same || !self.0.opened.lock().contains_key(&name) {
+                    self.open_drive(entry, share).await?;
+                }
+            }
+            Some(Share::Disk(share)) => self.open_disk(entry, share).await?,
+            None => return Err(Error::new(Reason::ResourceInvalid, "it is no device")),
+        }
+        self.0.problems.lock().remove(&name);
+        Ok(())
+    }
+
+    /// Closes a device of this machine.
+    async fn close_device(&self, entry: &Entry, force: bool) -> Result<()> {
+        let name = entry.local_name();
+        match entry.kind {
+            Kind::Printer => self.close_printer(&entry.name, force).await?,
+            Kind::Drive => {
+                let held = self.0.leases.overview(&name).map(|o| o.held).unwrap_or_default();
+                if let (Some(held), false) = (held.first(), force) {
+                    let who = lease::who_text(&held.holder);
+                    return Err(Error::new(Reason::ResourceBusy, format!("{name} is in use by {who}")));
+                }
+                self.0.leases.close(&name);
+                self.close_drive(&name);
+            }
+            Kind::Disk => self.close_disk(&name, force).await?,
+        }
+        self.0.problems.lock().remove(&name);
+        Ok(())
+    }
+
+    /// A device of this machine as this caller may see it.
+    fn describe(&self, entry: &Entry, caller: &DeviceId, right: Right) -> wire::Device {
+        let name = entry.local_name();
+        let overview = self.0.leases.overview(&name).unwrap_or_default();
+        let mut device = wire::Device {
+            address: self.address_of(entry),
+            kind: wire_kind(entry.kind) as i32,
+            name: entry.name.clone(),
+            description: entry.share.description.clone(),
+            owner_device_id: self.me().to_string(),
+            person: self.person_of(&self.me()),
+            right: right as i32,
+            holder: self.holder(&name),
+            waiting_count: u32::try_from(overview.queue.len()).unwrap_or(u32::MAX),
+            simulated: book::is_simulated(&entry.share),
+            online: true,
+            ..wire::Device::default()
+        };
+        let detail = match entry.kind {
+            Kind::Printer => self.printer_words(entry, caller).map(|(state, why, detail)| {
+                (state, why, wire::device::Detail::Printer(detail))
+            }),
+            Kind::Drive => self.own_drive(&name).map(|drive| {
+                let (state, detail) = drive_words(&drive.state());
+                (state.to_owned(), String::new(), wire::device::Detail::Drive(detail))
+            }),
+            Kind::Disk => self.disk_words(&name).map(|(state, detail)| {
+                (state.to_owned(), String::new(), wire::device::Detail::Disk(detail))
+            }),
+        };
+        match detail {
+            Ok((state, why, detail)) => {
+                (device.state, device.state_reason, device.detail) = (state, why, Some(detail));
+            }
+            Err(error) => {
+                device.state = "away".to_owned();
+                let problem = self.0.problems.lock().get(&name).map(|p| p.message.clone());
+                device.state_reason = problem.unwrap_or_else(|| error.message().to_owned());
+            }
+        }
+        device
+    }
+
+    fn problems_of(&self, entry: &Entry) -> Vec<wire::NodeProblem> {
+        self.0.problems.lock().get(&entry.local_name()).cloned().into_iter().collect()
+    }
+
+    /// This device.
+    fn me(&self) -> DeviceId {
+        self.0.roster.me()
+    }
+
+    fn check_member(&self, device: &DeviceId) -> Result<()> {
+        access::caller(&*self.0.roster, device).map(drop)
+    }
+
+    /// Tells everybody who watches that something may have changed.
+    fn changed(&self) {
+        self.0.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// A device of this machine that the caller may use like this, and who the caller is. Refusals are noted.
+    fn allowed(&self, caller: &DeviceId, name: &str, right: Right, verb: &'static str) -> Result<(Arc<Entry>, Caller)> {
+        let who = access::caller(&*self.0.roster, caller)?;
+        let checked = self.checked(caller, name, right);
+        if let Err(error) = &checked {
+            self.0.audit.note(Line::refused(&who, name, verb, error));
+        }
+        Ok((checked?, who))
+    }
+
+    fn checked(&self, caller: &DeviceId, name: &str, right: Right) -> Result<Arc<Entry>> {
+        let (kind, plain) = address::local(name)?;
+        let entry = self.0.book.get(kind, &plain).ok_or_else(|| access::unknown(name))?;
+        access::require(access::right_of(&*self.0.roster, caller, &entry), right, name)?;
+        Ok(entry)
+    }
+
+    /// Finds what an address means.
+    ///
+    /// # Errors
+    /// RESOURCE_UNKNOWN, ADDRESS_AMBIGUOUS, PATH_INVALID.
+    pub async fn find(&self, address: &str) -> Result<Target> {
+        let claims = self.0.remote.claims();
+        if let Some(target) = address::full(&claims, self.me(), address)? {
+            return Ok(target);
+        }
+        if address.contains('/') {
+            return Err(access::unknown(address));
+        }
+        let own = self.0.book.all();
+        let own: Vec<(String, Target)> = own.iter().map(|e| (self.address_of(e), self.target_of(e))).collect();
+        let known = self.0.remote.remembered();
+        let all = || own.iter().chain(&known).map(|(a, t)| (a.as_str(), t.clone()));
+        match address::short(all(), address) {
+            Err(error) if error.is(Reason::ResourceUnknown) => {
+                // Perhaps nobody has asked the others yet.
+                self.0.remote.all(|_| true).await;
+                let known = self.0.remote.remembered();
+                address::short(own.iter().chain(&known).map(|(a, t)| (a.as_str(), t.clone())), address)
+            }
+            found => found,
+        }
+    }
+
+    /// A client of another node.
+    async fn client(&self, node: DeviceId) -> Result<Client> {
+        self.0.remote.client(node).await
+    }
+
+    fn target_of(&self, entry: &Entry) -> Target {
+        Target { node: self.me(), kind: entry.kind, name: entry.name.clone(), below: Vec::new() }
+    }
+
+    fn address_of(&self, entry: &Entry) -> String {
+        let me = self.me();
+        let node = self.0.remote.claims().into_iter().find(|c| c.what.device == me).map(|c| c.shown());
+        format!("{}/{}", node.unwrap_or_default(), entry.local_name())
+    }
+
+    /// The devices of this machine as this caller may see them.
+    fn list_for(&self, caller: &DeviceId) -> wire::ListDevicesResponse {
+        let seen = |entry: Arc<Entry>| {
+            let right = access::right_of(&*self.0.roster, caller, &entry)?;
+            Some(self.describe(&entry, caller, right))
+        };
+        wire::ListDevicesResponse { devices: self.0.book.all().into_iter().filter_map(seen).collect() }
+    }
+
+    /// The same, and again after each change that the caller could notice.
+    fn watch_for(&self, caller: DeviceId) -> Result<grpc::Asked<wire::ListDevicesResponse>> {
+        let (devices, changes) = (self.clone(), self.0.changes.subscribe());
+        let state = (devices, changes, None::<wire::ListDevicesResponse>);
+        let answers = futures_util::stream::unfold(state, move |(devices, mut changes, last)| async move {
+            loop {
+                if devices.check_member(&caller).is_err() {
+                    return None;
+                }
+                let now = devices.list_for(&caller);
+                if last.as_ref() != Some(&now) {
+                    return Some((Ok(now.clone()), (devices, changes, Some(now))));
+                }
+                changes.changed().await.ok()?;
+                tokio::time::sleep(GATHER).await;
+                changes.mark_unchanged();
+            }
+        });
+        Ok(answers.boxed())
+    }
+
+    fn person_of(&self, device: &DeviceId) -> String {
+        access::caller(&*self.0.roster, device).map(|c| c.person).unwrap_or_default()
+    }
+}

@@ -1,0 +1,378 @@
+//! `DeviceService`, at both of its ends.
+//!
+//! For other nodes: the caller is the device at the other end of the connection, and `device` names one of this machine.
+//! On the local socket: the caller is this machine, `device` is an address, and a call about another machine's device is
+//! passed on to that machine, message by message, with its answers and errors unchanged.
+
+use super::address::{self, Target};
+use super::remote::{Client, MESSAGE_MAX};
+use super::Devices;
+use crate::net::NodeIdentity;
+use common::error::{Error, Reason, Result};
+use common::model::DeviceId;
+use common::status::to_status;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use http::Extensions;
+use proto::peer::v1 as wire;
+use proto::peer::v1::device_service_server::{DeviceService, DeviceServiceServer};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Where calls come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Side {
+    /// Other nodes, known by their connections.
+    Nodes(fn(&Extensions) -> Option<DeviceId>),
+    /// The person of this machine.
+    Local,
+}
+
+/// The device at the other end of a node's connection.
+pub fn by_connection(extensions: &Extensions) -> Option<DeviceId> {
+    extensions.get::<NodeIdentity>().map(|identity| identity.device)
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct DeviceGrpc {
+    devices: Devices,
+    side: Side,
+}
+
+/// Messages of a call's answer.
+pub type Answers<T> = BoxStream<'static, Result<T, Status>>;
+/// Messages of a call.
+pub type Asked<T> = BoxStream<'static, Result<T>>;
+
+/// Which machine a call is for.
+enum Aim {
+    /// This one: the device's name here.
+    Here(String),
+    /// Another one.
+    There(Box<Client>, String),
+}
+
+fn reply<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|e| to_status(&e))
+}
+
+/// A stream of this machine's answers.
+fn answers<T: Send + 'static>(result: Result<Asked<T>>) -> Result<Response<Answers<T>>, Status> {
+    reply(result.map(|messages| messages.map_err(|e| to_status(&e)).boxed()))
+}
+
+/// A stream of another machine's answers.
+fn passed<T: Send + 'static>(answer: Result<Response<Streaming<T>>, Status>) -> Result<Response<Answers<T>>, Status> {
+    Ok(Response::new(answer?.into_inner().boxed()))
+}
+
+fn missing_header<T>() -> Result<T, Status> {
+    Err(to_status(&Error::new(Reason::FieldInvalid, "the first message has no header")))
+}
+
+impl DeviceGrpc {
+    /// The service, for a tonic router.
+    pub fn service(devices: Devices, side: Side) -> DeviceServiceServer<Self> {
+        DeviceServiceServer::new(Self { devices, side })
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX)
+    }
+
+    fn caller(&self, extensions: &Extensions) -> Result<DeviceId, Status> {
+        let device = match self.side {
+            Side::Local => Some(self.devices.me()),
+            Side::Nodes(identify) => identify(extensions),
+        };
+        let unknown = || Error::new(Reason::DeviceRequired, "the caller has not shown a key");
+        let device = device.ok_or_else(unknown).map_err(|e| to_status(&e))?;
+        self.devices.check_member(&device).map_err(|e| to_status(&e))?;
+        Ok(device)
+    }
+
+    async fn aim(&self, device: &str) -> Result<Aim, Status> {
+        let aimed = async {
+            if let Side::Nodes(_) = self.side {
+                let (kind, name) = address::local(device)?;
+                return Ok(Aim::Here(format!("{}/{name}", kind.segment())));
+            }
+            let target: Target = self.devices.find(device).await?;
+            let name = target.local_name();
+            if target.node == self.devices.me() {
+                return Ok(Aim::Here(name));
+            }
+            Ok(Aim::There(Box::new(self.devices.client(target.node).await?), name))
+        };
+        aimed.await.map_err(|e: Error| to_status(&e))
+    }
+}
+
+/// Splits the header off a stream of a call.
+async fn begin<M, H, T>(
+    mut messages: Streaming<M>,
+    header: impl Fn(M) -> Option<H>,
+    data: impl Fn(M) -> Result<T> + Send + 'static,
+) -> Result<(H, Asked<T>), Status>
+where
+    M: Send + 'static,
+    T: Send + 'static,
+{
+    let Some(first) = messages.message().await? else { return missing_header() };
+    let Some(header) = header(first) else { return missing_header() };
+    let rest = messages.map(move |m| m.map_err(|s| common::status::from_status(&s)).and_then(&data));
+    Ok((header, rest.boxed()))
+}
+
+/// Sends a call's messages on to another node. If they break off, the call there breaks off too: a part must never look
+/// like the whole.
+async fn pass_on<T: Send + 'static, M: Send + 'static, R>(
+    first: M,
+    mut rest: Asked<T>,
+    wrap: fn(T) -> M,
+    call: impl FnOnce(ReceiverStream<M>) -> BoxFuture<'static, Result<Response<R>, Status>> + Send,
+) -> Result<Response<R>, Status> {
+    let (to, messages) = mpsc::channel(2);
+    let mut answer = call(ReceiverStream::new(messages));
+    let pump = async move {
+        let mut next = Some(Ok(first));
+        while let Some(message) = next {
+            match message {
+                Ok(message) => {
+                    if to.send(message).await.is_err() {
+                        return None;
+                    }
+                }
+                // The way is kept open: its end would say that this was all.
+                Err(error) => return Some((error, to)),
+            }
+            next = rest.next().await.map(|part| part.map(wrap));
+        }
+        None
+    };
+    tokio::select! {
+        biased;
+        broken = pump => match broken {
+            Some((error, to)) => {
+                drop(answer);
+                drop(to);
+                Err(to_status(&error))
+            }
+            None => answer.await,
+        },
+        answer = &mut answer => answer,
+    }
+}
+
+fn wrong_part() -> Error {
+    Error::new(Reason::FieldInvalid, "a message after the first one has no data")
+}
+
+macro_rules! device_service {
+    (
+        unary { $($one:ident($One:ident) -> $Answer:ident;)* }
+        streaming { $($many:ident($Many:ident) -> $Item:ident as $Stream:ident;)* }
+        $($rest:tt)*
+    ) => {
+        #[tonic::async_trait]
+        impl DeviceService for DeviceGrpc {
+            $(async fn $one(&self, request: Request<wire::$One>) -> Result<Response<wire::$Answer>, Status> {
+                let caller = self.caller(request.extensions())?;
+                let mut request = request.into_inner();
+                match self.aim(&request.device).await? {
+                    Aim::Here(name) => {
+                        request.device = name;
+                        reply(self.devices.$one(&caller, request).await)
+                    }
+                    Aim::There(mut client, name) => {
+                        request.device = name;
+                        client.$one(request).await
+                    }
+                }
+            })*
+            $(type $Stream = Answers<wire::$Item>;
+            async fn $many(&self, request: Request<wire::$Many>) -> Result<Response<Self::$Stream>, Status> {
+                let caller = self.caller(request.extensions())?;
+                let mut request = request.into_inner();
+                match self.aim(&request.device).await? {
+                    Aim::Here(name) => {
+                        request.device = name;
+                        answers(self.devices.$many(&caller, request).await)
+                    }
+                    Aim::There(mut client, name) => {
+                        request.device = name;
+                        passed(client.$many(request).await)
+                    }
+                }
+            })*
+            $($rest)*
+        }
+    };
+}
+
+device_service! {
+    unary {
+        acquire_lease(AcquireLeaseRequest) -> Lease;
+        renew_lease(RenewLeaseRequest) -> Lease;
+        release_lease(ReleaseLeaseRequest) -> ReleaseLeaseResponse;
+        request_device(RequestDeviceRequest) -> RequestDeviceResponse;
+        list_print_jobs(ListPrintJobsRequest) -> ListPrintJobsResponse;
+        control_print_job(ControlPrintJobRequest) -> PrintJob;
+        control_printer(ControlPrinterRequest) -> Device;
+        list_disc(ListDiscRequest) -> ListDiscResponse;
+        borrow_space(BorrowSpaceRequest) -> Space;
+        renew_space(RenewSpaceRequest) -> Space;
+        return_space(ReturnSpaceRequest) -> ReturnSpaceResponse;
+        list_spaces(ListSpacesRequest) -> ListSpacesResponse;
+        list_objects(ListObjectsRequest) -> ListObjectsResponse;
+        delete_object(DeleteObjectRequest) -> DeleteObjectResponse;
+        list_missing(ListMissingRequest) -> ListMissingResponse;
+        list_sealed(ListSealedRequest) -> ListSealedResponse;
+        commit_generation(CommitGenerationRequest) -> CommitGenerationResponse;
+        list_generations(ListGenerationsRequest) -> ListGenerationsResponse;
+        retire_sealed(RetireSealedRequest) -> RetireSealedResponse;
+        prove_objects(ProveObjectsRequest) -> ProveObjectsResponse;
+    }
+    streaming {
+        read_disc(ReadDiscRequest) -> ReadDiscResponse as ReadDiscStream;
+        read_disc_file(ReadDiscFileRequest) -> ReadDiscFileResponse as ReadDiscFileStream;
+        get_object(GetObjectRequest) -> GetObjectResponse as GetObjectStream;
+        get_sealed(GetSealedRequest) -> GetSealedResponse as GetSealedStream;
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<wire::ListDevicesRequest>,
+    ) -> Result<Response<wire::ListDevicesResponse>, Status> {
+        let caller = self.caller(request.extensions())?;
+        reply(Ok(self.devices.list_for(&caller)))
+    }
+
+    type WatchDevicesStream = Answers<wire::ListDevicesResponse>;
+
+    async fn watch_devices(
+        &self,
+        request: Request<wire::WatchDevicesRequest>,
+    ) -> Result<Response<Self::WatchDevicesStream>, Status> {
+        let caller = self.caller(request.extensions())?;
+        answers(self.devices.watch_for(caller))
+    }
+
+    async fn read_kept_block(
+        &self,
+        request: Request<wire::ReadKeptBlockRequest>,
+    ) -> Result<Response<wire::ReadKeptBlockResponse>, Status> {
+        self.caller(request.extensions())?;
+        reply(self.devices.read_kept_block(request.into_inner()).await)
+    }
+
+    async fn print(&self, request: Request<Streaming<wire::PrintRequest>>) -> Result<Response<wire::PrintJob>, Status> {
+        use wire::print_request::Part;
+        let caller = self.caller(request.extensions())?;
+        let header = |m: wire::PrintRequest| match m.part {
+            Some(Part::Header(header)) => Some(header),
+            _ => None,
+        };
+        let data = |m: wire::PrintRequest| match m.part {
+            Some(Part::Data(data)) => Ok(data),
+            _ => Err(wrong_part()),
+        };
+        let (mut header, rest) = begin(request.into_inner(), header, data).await?;
+        match self.aim(&header.device).await? {
+            Aim::Here(name) => {
+                header.device = name;
+                reply(self.devices.print(&caller, header, rest).await)
+            }
+            Aim::There(mut client, name) => {
+                header.device = name;
+                let first = wire::PrintRequest { part: Some(Part::Header(header)) };
+                let wrap = |data| wire::PrintRequest { part: Some(Part::Data(data)) };
+                let call = move |messages: ReceiverStream<_>| async move { client.print(messages).await }.boxed();
+                pass_on(first, rest, wrap, call).await
+            }
+        }
+    }
+
+    async fn put_object(
+        &self,
+        request: Request<Streaming<wire::PutObjectRequest>>,
+    ) -> Result<Response<wire::SpaceObject>, Status> {
+        use wire::put_object_request::Part;
+        let caller = self.caller(request.extensions())?;
+        let header = |m: wire::PutObjectRequest| match m.part {
+            Some(Part::Header(header)) => Some(header),
+            _ => None,
+        };
+        let data = |m: wire::PutObjectRequest| match m.part {
+            Some(Part::Data(data)) => Ok(data),
+            _ => Err(wrong_part()),
+        };
+        let (mut header, rest) = begin(request.into_inner(), header, data).await?;
+        match self.aim(&header.device).await? {
+            Aim::Here(name) => {
+                header.device = name;
+                reply(self.devices.put_object(&caller, header, rest).await)
+            }
+            Aim::There(mut client, name) => {
+                header.device = name;
+                let first = wire::PutObjectRequest { part: Some(Part::Header(header)) };
+                let wrap = |data| wire::PutObjectRequest { part: Some(Part::Data(data)) };
+                let call = move |messages: ReceiverStream<_>| async move { client.put_object(messages).await }.boxed();
+                pass_on(first, rest, wrap, call).await
+            }
+        }
+    }
+
+    async fn control_drive(
+        &self,
+        request: Request<wire::ControlDriveRequest>,
+    ) -> Result<Response<wire::Device>, Status> {
+        let caller = self.caller(request.extensions())?;
+        let mut r = request.into_inner();
+        if matches!(self.side, Side::Local) && r.fencing_token == 0 {
+            // The lease that this machine holds, if it does.
+            let target = self.devices.find(&r.device).await.map_err(|e| to_status(&e))?;
+            if let Some(lease) = self.devices.held(&target) {
+                (r.fencing_token, r.lease_id) = (lease.fencing_token, lease.lease_id);
+            }
+        }
+        match self.aim(&r.device).await? {
+            Aim::Here(name) => {
+                r.device = name;
+                reply(self.devices.control_drive(&caller, r).await)
+            }
+            Aim::There(mut client, name) => {
+                r.device = name;
+                client.control_drive(r).await
+            }
+        }
+    }
+
+    async fn put_sealed(
+        &self,
+        request: Request<Streaming<wire::PutSealedRequest>>,
+    ) -> Result<Response<wire::PutSealedResponse>, Status> {
+        use wire::put_sealed_request::Part;
+        let caller = self.caller(request.extensions())?;
+        let header = |m: wire::PutSealedRequest| match m.part {
+            Some(Part::Header(header)) => Some(header),
+            _ => None,
+        };
+        let (mut header, rest) =
+            begin(request.into_inner(), header, |m: wire::PutSealedRequest| m.part.ok_or_else(wrong_part)).await?;
+        match self.aim(&header.device).await? {
+            Aim::Here(name) => {
+                header.device = name;
+                reply(self.devices.put_sealed(&caller, header, rest).await)
+            }
+            Aim::There(mut client, name) => {
+                header.device = name;
+                let first = wire::PutSealedRequest { part: Some(Part::Header(header)) };
+                let wrap = |part| wire::PutSealedRequest { part: Some(part) };
+                let call = move |messages: ReceiverStream<_>| async move { client.put_sealed(messages).await }.boxed();
+                pass_on(first, rest, wrap, call).await
+            }
+        }
+    }
+}

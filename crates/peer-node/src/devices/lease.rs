@@ -1,0 +1,162 @@
+//! Leases of this machine's drives, as other machines ask for them.
+
+use common::error::{Error, Reason, Result};
+use common::model::{DeviceId, Right};
+use device::lease::{Ask, LeaseId, Mode, Standing};
+use device::model::{Caller, Kind};
+use proto::peer::v1 as wire;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+use super::Devices;
+use super::book::Entry;
+
+/// How soon one who waits asks again: several times before the place in the queue is lost.
+const POLL_AFTER: Duration = Duration::from_secs(3);
+
+/// A person at a machine, for people.
+pub(super) fn who_text(who: &Caller) -> String {
+    format!("{} at {}", who.person, who.machine)
+}
+
+/// Reads a lease's id.
+///
+/// # Errors
+/// FIELD_INVALID.
+pub(super) fn lease_id(bytes: &[u8]) -> Result<LeaseId> {
+    Uuid::from_slice(bytes)
+        .map(LeaseId)
+        .map_err(|_| Error::new(Reason::FieldInvalid, "a lease's id has 16 bytes").with("field", "lease_id"))
+}
+
+fn mode_of(mode: i32) -> Result<Mode> {
+    match wire::LeaseMode::try_from(mode) {
+        Ok(wire::LeaseMode::Shared) => Ok(Mode::Shared),
+        Ok(wire::LeaseMode::Exclusive) => Ok(Mode::Exclusive),
+        _ => Err(Error::new(Reason::FieldInvalid, "the mode is neither shared nor exclusive").with("field", "mode")),
+    }
+}
+
+fn wire_mode(mode: Mode) -> i32 {
+    let mode = match mode {
+        Mode::Shared => wire::LeaseMode::Shared,
+        Mode::Exclusive => wire::LeaseMode::Exclusive,
+    };
+    mode as i32
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Devices {
+    /// A device that leases are for. A printer's queue shares it; borrowed space is one's own.
+    fn leased(&self, caller: &DeviceId, name: &str, right: Right) -> Result<(Arc<Entry>, Caller)> {
+        let (entry, who) = self.allowed(caller, name, right, "use")?;
+        if entry.kind != Kind::Drive {
+            return Err(Error::new(Reason::ResourceInvalid, format!("{name} needs no lease"))
+                .why_is("a printer's queue and lent space are shared by what they are")
+                .fix_is("print, or borrow space"));
+        }
+        Ok((entry, who))
+    }
+
+    fn wire_lease(&self, name: &str, id: LeaseId, mode: Mode, standing: Standing) -> Result<wire::Lease> {
+        let overview = self.0.leases.overview(name)?;
+        let mut lease = wire::Lease {
+            device: name.to_owned(),
+            lease_id: id.0.as_bytes().to_vec().into(),
+            mode: wire_mode(mode),
+            ..wire::Lease::default()
+        };
+        match standing {
+            Standing::Granted(grant) => {
+                lease.state = wire::LeaseState::Held as i32;
+                lease.fencing_token = grant.token.0;
+                lease.mode = wire_mode(grant.mode);
+                (lease.ttl_ms, lease.skew_ms) = (ms(grant.ttl), ms(grant.skew));
+                lease.wanted = grant.wanted;
+                lease.notes = overview
+                    .notes
+                    .iter()
+                    .map(|n| wire::DeviceNote { from: who_text(&n.from), text: n.text.clone(), age_ms: ms(n.age) })
+                    .collect();
+            }
+            Standing::Waiting { place, holders } => {
+                lease.state = wire::LeaseState::Waiting as i32;
+                lease.position = u32::try_from(place.saturating_sub(1)).unwrap_or(u32::MAX);
+                lease.poll_after_ms = ms(POLL_AFTER);
+                lease.holders = holders.iter().map(who_text).collect();
+            }
+        }
+        Ok(lease)
+    }
+
+    /// `AcquireLease` for a device of this machine.
+    ///
+    /// # Errors
+    /// RESOURCE_UNKNOWN, ACCESS_DENIED, RESOURCE_INVALID, FIELD_INVALID; those of [`device::lease::Leases::ask`].
+    pub async fn acquire_lease(&self, caller: &DeviceId, r: wire::AcquireLeaseRequest) -> Result<wire::Lease> {
+        let mode = mode_of(r.mode)?;
+        let needed = if mode == Mode::Exclusive { Right::Write } else { Right::Read };
+        let (_, who) = self.leased(caller, &r.device, needed)?;
+        let id = lease_id(&r.request_id)?;
+        let ask = Ask { id, mode, wait: r.wait, purpose: r.purpose };
+        let standing = self.0.leases.ask(&r.device, &who, ask).await?;
+        self.changed();
+        self.wire_lease(&r.device, id, mode, standing)
+    }
+
+    /// `RenewLease`. Also keeps a place in the queue.
+    ///
+    /// # Errors
+    /// RESOURCE_UNKNOWN, LEASE_LOST, LEASE_UNKNOWN.
+    pub async fn renew_lease(&self, caller: &DeviceId, r: wire::RenewLeaseRequest) -> Result<wire::Lease> {
+        let (_, who) = self.leased(caller, &r.device, Right::Read)?;
+        let id = lease_id(&r.lease_id)?;
+        let standing = self.0.leases.renew(&r.device, &who, id)?;
+        self.wire_lease(&r.device, id, Mode::Shared, standing)
+    }
+
+    /// `ReleaseLease`.
+    ///
+    /// # Errors
+    /// RESOURCE_UNKNOWN, ACCESS_DENIED.
+    pub async fn release_lease(
+        &self,
+        caller: &DeviceId,
+        r: wire::ReleaseLeaseRequest,
+    ) -> Result<wire::ReleaseLeaseResponse> {
+        if r.lease_id.is_empty() {
+            let (_, who) = self.leased(caller, &r.device, Right::Manage)?;
+            self.0.leases.take_back(&r.device, &who, None, "")?;
+        } else {
+            let (_, who) = self.leased(caller, &r.device, Right::See)?;
+            self.0.leases.release(&r.device, &who, lease_id(&r.lease_id)?)?;
+        }
+        self.changed();
+        Ok(wire::ReleaseLeaseResponse {})
+    }
+
+    /// `RequestDevice`: a note to who holds it.
+    ///
+    /// # Errors
+    /// RESOURCE_UNKNOWN, ACCESS_DENIED, OVERLOADED for too many notes.
+    pub async fn request_device(
+        &self,
+        caller: &DeviceId,
+        r: wire::RequestDeviceRequest,
+    ) -> Result<wire::RequestDeviceResponse> {
+        let (_, who) = self.leased(caller, &r.device, Right::Read)?;
+        self.0.leases.request(&r.device, &who, &r.text)?;
+        self.changed();
+        Ok(wire::RequestDeviceResponse { holder: self.holder(&r.device) })
+    }
+
+    /// Who holds a device alone, for people; empty if nobody does.
+    pub(super) fn holder(&self, name: &str) -> String {
+        let held = self.0.leases.overview(name).map(|o| o.held).unwrap_or_default();
+        held.iter().find(|h| h.mode == Mode::Exclusive).map(|h| who_text(&h.holder)).unwrap_or_default()
+    }
+}

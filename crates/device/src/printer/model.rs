@@ -63,8 +63,15 @@ impl Who {
         }
     }
 
-    /// True if both are the same person of the same class.
+    /// True if this one may act on what is the other's: the same member, or the same stated name from the same address.
     pub fn same(&self, other: &Who) -> bool {
+        self.class == other.class
+            && self.caller.person == other.caller.person
+            && (self.class == Class::Member || self.caller.machine == other.caller.machine)
+    }
+
+    /// True if both are counted as one.
+    pub fn same_account(&self, other: &Who) -> bool {
         self.class == other.class && self.caller.person == other.caller.person
     }
 }

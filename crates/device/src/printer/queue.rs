@@ -335,7 +335,7 @@ impl Queue {
         if !self.switches.accepting {
             return Err(Refusal::NotAccepting);
         }
-        let own = self.active().filter(|j| j.owner.same(&job.owner)).count();
+        let own = self.active().filter(|j| j.owner.same_account(&job.owner)).count();
         let bytes: u64 = self.active().map(|j| j.bytes).sum();
         if self.active.len() >= self.limits.jobs
             || own >= self.limits.person_jobs

@@ -727,8 +727,9 @@ impl Queue {
         self.held_new.remove(&id);
         actions.push(Action::Ended(id));
         let over = self.jobs.len() - self.active.len();
-        if over > self.limits.history
-            && let Some(oldest) = self.jobs.keys().copied().find(|id| !self.active.contains(id))
+        // At least the one that is just over stays: whoever does what follows looks at it.
+        if over > self.limits.history.max(1)
+            && let Some(oldest) = self.jobs.keys().copied().find(|old| *old != id && !self.active.contains(old))
         {
             self.jobs.remove(&oldest);
             actions.push(Action::Forget(oldest));
@@ -777,6 +778,11 @@ impl Queue {
                 && !self.slots.iter().any(|s| s.running.contains(&id))
             {
                 self.start(id, slot, true, now, actions);
+                if self.jobs.get(&id).is_some_and(|j| j.canceling) {
+                    // It was being canceled when the process ended.
+                    self.withdrawing.insert(id);
+                    actions.push(Action::Withdraw(id));
+                }
             }
         }
         for id in self.waiting() {

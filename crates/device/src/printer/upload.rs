@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::model::{Document, Job, JobId, Who, clean};
 use super::pages;
-use super::printers::{JobRequest, Printers, core_access, stopped_upload};
+use super::printers::{JobRequest, Printers, RecordError, core_access, stopped_upload};
 
 /// Documents up to this length lie in the journal.
 pub const INLINE: usize = 64 * 1024;
@@ -224,14 +224,17 @@ impl Upload {
             (None, Some((id, last))) => access.add(&self.printer, id, document, inline, last)?,
             (None, None) => return Err(Error::internal("an upload without a job")),
         };
-        if self.into.is_some() {
-            self.printers.done(ticket).await?;
-        } else {
-            self.printers.accepted(&self.printer, job.id, ticket).await?;
-        }
-        if let Some(file) = &mut self.file {
+        // From here on the job has the file, whether or not somebody still waits for the answer.
+        let path = self.file.as_mut().map(|file| {
             file.kept = true;
+            file.path.clone()
+        });
+        let new = self.into.is_none();
+        let recorded = access.record(self.printer.clone(), job.id, new, ticket).await;
+        if let (Err(RecordError::NotThere(_)), Some(path)) = (&recorded, path) {
+            let _ = std::fs::remove_file(path);
         }
+        recorded.map_err(RecordError::into_inner)?;
         Ok(job)
     }
 

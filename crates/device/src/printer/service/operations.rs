@@ -261,7 +261,8 @@ fn target(context: &Context, operation: &Group) -> Result<(String, Option<JobId>
         }
         return Ok((found.printer, job));
     }
-    let printer = printer_of(context, path).or_else(|| printer_of(context, &context.path));
+    // A URI without a path means the printer that the request was sent to.
+    let printer = printer_of(context, if path == "/" { &context.path } else { path });
     printer.map(|p| (p, job)).ok_or((Status::NotFound, "there is no such printer".into()))
 }
 

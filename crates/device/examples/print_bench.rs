@@ -1,8 +1,9 @@
 //! How fast jobs are accepted and finished, here and by another print server.
 //!
 //! ```text
-//! print_bench URI [JOBS] [CONNECTIONS]     jobs of 30 kB to that printer, and until all of them are over
+//! print_bench URI [JOBS]                   jobs of 30 kB to that printer, and until all of them are over
 //! print_bench folder DIR [JOBS]            the same to a folder printer inside of this process, over IPP
+//!     NOWAIT=1: only until they are accepted; FORMAT=TYPE: under this media type; LANES=N: with so many connections only
 //! print_bench sample FILE PAGES            writes a PDF file of so many pages (or raster, if it ends with .pwg)
 //! ```
 
@@ -48,7 +49,8 @@ async fn measure(uri: &str, jobs: usize, connections: usize) -> Result<(f64, f64
                 let mut print = request(&client, Operation::PrintJob);
                 let attributes = print.group_mut(group::OPERATION);
                 attributes.put("job-name", Value::name(format!("bench {n}")));
-                attributes.put("document-format", Value::MimeType("application/pdf".into()));
+                let format = std::env::var("FORMAT").unwrap_or_else(|_| "application/pdf".into());
+                attributes.put("document-format", Value::MimeType(format));
                 client.ask(&print, Some(vec![piece.clone()])).await?;
             }
             Ok::<_, common::error::Error>(())
@@ -58,7 +60,7 @@ async fn measure(uri: &str, jobs: usize, connections: usize) -> Result<(f64, f64
         task.await??;
     }
     let accepted = begin.elapsed();
-    loop {
+    while std::env::var_os("NOWAIT").is_none() {
         let mut list = request(&client, Operation::GetJobs);
         list.group_mut(group::OPERATION).put("which-jobs", Value::keyword("not-completed"));
         let answer = client.ask(&list, None).await?;
@@ -75,6 +77,10 @@ async fn measure(uri: &str, jobs: usize, connections: usize) -> Result<(f64, f64
         rate(finished)
     );
     Ok((rate(accepted), rate(finished)))
+}
+
+fn lanes() -> Vec<usize> {
+    std::env::var("LANES").ok().and_then(|n| n.parse().ok()).map_or(vec![1, 4, 16], |n| vec![n])
 }
 
 #[tokio::main]
@@ -105,7 +111,7 @@ async fn main() -> Result<(), Failure> {
                 let stop = stop.clone();
                 async move { service.serve(listener, None, Some("bench".into()), stop).await }
             });
-            for connections in [1, 4, 16] {
+            for connections in lanes() {
                 measure(&uri, number(2, 100)?, connections).await?;
             }
             stop.cancel();
@@ -113,8 +119,8 @@ async fn main() -> Result<(), Failure> {
             printers.close().await;
         }
         Some(uri) => {
-            for connections in [1, 4, 16] {
-                measure(uri, number(1, 100)?, number(2, connections)?).await?;
+            for connections in lanes() {
+                measure(uri, number(1, 100)?, connections).await?;
             }
         }
         None => return Err("see the top of this example".into()),

@@ -557,9 +557,14 @@ impl Access<'_> {
         let inner = Arc::clone(self.0);
         let wait = async move {
             if let Err(failure) = ticket.await {
+                let mut core = inner.core.lock();
                 if new {
-                    inner.core.lock().unsubmit(&inner, &printer, id);
+                    core.unsubmit(&inner, &printer, id);
+                } else {
+                    // What its owner was told is missing must not be printed: the job ends.
+                    let _ = core.apply(&inner, &printer, Event::Cancel(id), Vec::new());
                 }
+                drop(core);
                 return Err(RecordError::NotThere(failure.into()));
             }
             inner.options.faults.at("accepted").map_err(|e| RecordError::There(e.into()))

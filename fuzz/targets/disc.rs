@@ -1,8 +1,8 @@
 //! File systems of discs. The input is a list of patches of an empty disc: sector, length, bytes.
 #![no_main]
 
-use atrium_device::nbd::source::{BlockSource, check_range};
-use atrium_device::optical::Disc;
+use device::nbd::source::{BlockSource, check_range};
+use device::optical::Disc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;

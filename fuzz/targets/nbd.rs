@@ -1,9 +1,9 @@
 //! The block device protocol from both sides: whatever a client or a server sends, the other one ends by itself.
 #![no_main]
 
-use atrium_device::nbd::client::ClientConfig;
-use atrium_device::nbd::source::{BlockSource, check_range};
-use atrium_device::nbd::{Client, Export, Server, ServerConfig, options};
+use device::nbd::client::ClientConfig;
+use device::nbd::source::{BlockSource, check_range};
+use device::nbd::{Client, Export, Server, ServerConfig, options};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;

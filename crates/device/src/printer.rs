@@ -26,6 +26,7 @@
 //! with an output is given to the same output again, which first looks whether it has it. Files in `spool` that no job
 //! names are removed on opening.
 
+pub mod dnssd;
 pub mod fault;
 pub mod model;
 pub mod output;
@@ -33,6 +34,7 @@ pub mod pages;
 pub mod printers;
 pub mod queue;
 pub mod quota;
+pub mod service;
 pub mod upload;
 
 mod journal;

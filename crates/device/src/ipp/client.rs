@@ -220,8 +220,15 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Connects; a failure says that nothing was sent yet (see [`never_sent`]).
 async fn connect<T>(connecting: impl Future<Output = std::io::Result<T>>) -> Result<T> {
-    timeout(CONNECT, connecting).await.map_err(away)?.map_err(away)
+    let connected = timeout(CONNECT, connecting).await.map_err(away).and_then(|c| c.map_err(away));
+    connected.map_err(|error| error.with("sent", "nothing"))
+}
+
+/// True if a request failed before anything of it was sent.
+pub fn never_sent(error: &Error) -> bool {
+    error.detail("sent") == Some("nothing")
 }
 
 fn away(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

@@ -153,6 +153,15 @@ impl Journal {
         answer.map(|answer| answer.unwrap_or(Err(Failure::Failed))).boxed().shared()
     }
 
+    /// Resolves when all that was given before is on disk or refused.
+    pub fn flush(&self) -> Ticket {
+        let (done, answer) = oneshot::channel();
+        if let Some(work) = &self.work {
+            let _ = work.send(Work { batch: Vec::new(), done });
+        }
+        answer.map(|answer| answer.unwrap_or(Err(Failure::Failed))).boxed().shared()
+    }
+
     /// Where the value of a key lies, once it is on disk.
     pub fn place(&self, key: &str) -> Option<Place> {
         self.index.lock().get(key).cloned()

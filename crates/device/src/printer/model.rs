@@ -63,8 +63,15 @@ impl Who {
         }
     }
 
-    /// True if both are the same person of the same class.
+    /// True if this one may act on what is the other's: the same member, or the same stated name from the same address.
     pub fn same(&self, other: &Who) -> bool {
+        self.class == other.class
+            && self.caller.person == other.caller.person
+            && (self.class == Class::Member || self.caller.machine == other.caller.machine)
+    }
+
+    /// True if both are counted as one.
+    pub fn same_account(&self, other: &Who) -> bool {
         self.class == other.class && self.caller.person == other.caller.person
     }
 }
@@ -346,9 +353,17 @@ pub struct Job {
 }
 
 impl Job {
-    /// Sheets that were used, from the sides that were printed.
+    /// Sheets that were used, from the sides that were printed: whole runs of the job as it was counted, and the part of one
+    /// that a jam or a cancellation ended.
     pub fn sheets_done(&self) -> u32 {
-        if self.ticket.duplex() { self.impressions_done.div_ceil(2) } else { self.impressions_done }
+        let part = |sides: u32| if self.ticket.duplex() { sides.div_ceil(2) } else { sides };
+        match self.impressions {
+            Some(sides) if sides > 0 => {
+                let runs = self.impressions_done / sides;
+                runs.saturating_mul(self.sheets).saturating_add(part(self.impressions_done % sides))
+            }
+            _ => part(self.impressions_done),
+        }
     }
 
     /// Documents that are printed, with their places.

@@ -214,7 +214,8 @@ impl Printers {
             let ticket = core.apply(&self.inner, printer, Event::Submit(Box::new(job)), Vec::new())?;
             (core.job(id)?.clone(), ticket)
         };
-        self.accepted(printer, job.id, ticket).await?;
+        let recorded = core_access(self).record(printer.to_owned(), job.id, true, ticket).await;
+        recorded.map_err(RecordError::into_inner)?;
         Ok(job)
     }
 
@@ -345,6 +346,7 @@ impl Printers {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
+        let _ = self.inner.journal.flush().await;
     }
 
     async fn event(&self, printer: &str, event: Event) -> Result<()> {
@@ -354,16 +356,6 @@ impl Printers {
 
     pub(super) async fn done(&self, ticket: Ticket) -> Result<()> {
         ticket.await.map_err(Error::from)
-    }
-
-    /// Waits until a new job is on disk. One that is not is forgotten again, for nobody was told of it.
-    pub(super) async fn accepted(&self, printer: &str, id: JobId, ticket: Ticket) -> Result<()> {
-        let result = ticket.await;
-        if let Err(failure) = result {
-            self.inner.core.lock().unsubmit(&self.inner, printer, id);
-            return Err(failure.into());
-        }
-        self.inner.options.faults.at("accepted").map_err(Error::from)
     }
 }
 
@@ -507,6 +499,22 @@ pub(super) fn job_of(id: JobId, printer: &str, who: &Who, request: JobRequest, n
     }
 }
 
+/// Why nobody is told that a job is accepted.
+pub(super) enum RecordError {
+    /// Its record is not on disk.
+    NotThere(Error),
+    /// It is, or may be.
+    There(Error),
+}
+
+impl RecordError {
+    pub(super) fn into_inner(self) -> Error {
+        match self {
+            Self::NotThere(error) | Self::There(error) => error,
+        }
+    }
+}
+
 /// What an upload needs of the printers.
 pub(super) struct Access<'a>(&'a Arc<Inner>);
 
@@ -555,6 +563,34 @@ impl Access<'_> {
         let first = inline.map(|content| Core::inline(id, 0, content)).into_iter().collect();
         let ticket = core.apply(self.0, printer, Event::Submit(Box::new(job)), first)?;
         Ok((core.job(id)?.clone(), ticket, true))
+    }
+
+    /// Waits until a job's record is on disk. A new job whose record is not is forgotten again, for nobody was told of it;
+    /// that happens also if the caller stops waiting.
+    pub(super) async fn record(
+        &self,
+        printer: String,
+        id: JobId,
+        new: bool,
+        ticket: Ticket,
+    ) -> std::result::Result<(), RecordError> {
+        let inner = Arc::clone(self.0);
+        let wait = async move {
+            if let Err(failure) = ticket.await {
+                let mut core = inner.core.lock();
+                if new {
+                    core.unsubmit(&inner, &printer, id);
+                } else {
+                    // What its owner was told is missing must not be printed: the job ends.
+                    let _ = core.apply(&inner, &printer, Event::Cancel(id), Vec::new());
+                }
+                drop(core);
+                return Err(RecordError::NotThere(failure.into()));
+            }
+            inner.options.faults.at("accepted").map_err(|e| RecordError::There(e.into()))
+        };
+        let waited = self.0.tasks.spawn(wait).await;
+        waited.unwrap_or_else(|e| Err(RecordError::There(stopped(e))))
     }
 
     /// One more document of a job.

@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::model::{Document, Job, JobId, Who, clean};
 use super::pages;
-use super::printers::{JobRequest, Printers, core_access, stopped_upload};
+use super::printers::{JobRequest, Printers, RecordError, core_access, stopped_upload};
 
 /// Documents up to this length lie in the journal.
 pub const INLINE: usize = 64 * 1024;
@@ -227,15 +227,18 @@ impl Upload {
             }
             (None, None) => return Err(Error::internal("an upload without a job")),
         };
-        if fresh {
-            self.printers.accepted(&self.printer, job.id, ticket).await?;
-        } else {
-            self.printers.done(ticket).await?;
-        }
-        if let Some(file) = &mut self.file {
-            // A repeated request has its document from the first time.
+        // From here on the job has the file, whether or not somebody still waits for the answer.
+        let path = self.file.as_mut().and_then(|file| {
+            // A repeated request has its document from the first time; this one is not kept.
             file.kept = job.documents.iter().any(|d| d.file.as_ref() == Some(&file.name));
+            file.kept.then(|| file.path.clone())
+        });
+        let new = fresh;
+        let recorded = access.record(self.printer.clone(), job.id, new, ticket).await;
+        if let (Err(RecordError::NotThere(_)), Some(path)) = (&recorded, path) {
+            let _ = std::fs::remove_file(path);
         }
+        recorded.map_err(RecordError::into_inner)?;
         Ok(job)
     }
 

@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{Order, Output, Progress};
-use crate::ipp::client::{Client, Piece, refusal};
+use crate::ipp::client::{Client, Piece, never_sent, refusal};
 use crate::ipp::codes::{Operation, Status, group};
 use crate::ipp::value::{Group, Message, Value};
 use crate::printer::model::{Document, Job};
@@ -152,8 +152,9 @@ impl Remote {
                     let sides = before + seen.impressions.unwrap_or(0);
                     match seen.state {
                         9 => return Outcome::Done { impressions: seen.impressions.filter(|n| *n > 0) },
-                        7 => return Outcome::Withdrawn { impressions: sides },
-                        8 if withdrawn => return Outcome::Withdrawn { impressions: sides },
+                        7 | 8 if withdrawn => return Outcome::Withdrawn { impressions: sides },
+                        // Not by us: whoever did it there meant it.
+                        7 => return Outcome::Aborted { message: "it was canceled at the printer".into() },
                         8 => return Outcome::Aborted { message: "the printer could not print it".into() },
                         _ => {
                             let stopped = seen.state == 6 || seen.reasons.iter().any(|r| r == "printer-stopped");
@@ -197,6 +198,9 @@ impl Remote {
                 Ok(_) if order.withdraw.is_cancelled() => return Outcome::Withdrawn { impressions: total },
                 Ok(_) => match self.send(&order.job, &name, document, piece).await {
                     Ok(id) => id,
+                    Err(error) if n == 0 && never_sent(&error) => {
+                        return Outcome::Refused { reason: reason_of(&error) };
+                    }
                     Err(error) if n > 0 || error.is(Reason::DeviceAway) => match self.find(&order.job, &name).await {
                         // It may have taken it all the same, without an answer reaching us.
                         Ok(Some(seen)) if matches!(seen.state, 3..=6 | 9) => seen.id,

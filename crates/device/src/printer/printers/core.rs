@@ -381,7 +381,7 @@ impl Core {
     /// Sheets and bytes of a person that wait or are being printed.
     pub(super) fn waiting(&self, printer: &str, who: &Who) -> (u64, u64) {
         let Ok(queue) = self.queue(printer) else { return (0, 0) };
-        let own = queue.active().filter(|j| j.owner.same(who));
+        let own = queue.active().filter(|j| j.owner.same_account(who));
         own.fold((0, 0), |(sheets, bytes), j| (sheets + u64::from(j.sheets), bytes + j.bytes))
     }
 

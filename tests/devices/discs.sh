@@ -164,7 +164,7 @@ assert e[\"description\"] == \"HOLIDAYS\" and \"base:allocation\" in e[\"context
 " "$2"' sh "$tcp" "$sectors"
 check "nbdinfo --list" sh -c 'nbdinfo --list "$1" | grep -q HOLIDAYS' sh "nbd://$(ask main tcp)"
 check "nbdinfo --map covers the disc" sh -c 'nbdinfo --map --totals "$1" | grep -q "$(($2 * 2048)) 100.0%"' sh "$tcp" "$sectors"
-check "unknown export is refused" sh -c '! nbdinfo "$1" && nbdinfo "$1" 2>&1 | grep -qi "unknown\|RESOURCE_UNKNOWN"' sh "nbd://$(ask main tcp)/cdrom"
+check "unknown export is refused" sh -c '! nbdinfo "$1" && nbdinfo "$1" 2>&1 | grep -q "No such file or directory for export"' sh "nbd://$(ask main tcp)/cdrom"
 check "plain client at a TLS server is refused" sh -c '! nbdinfo "$1"' sh "nbd://127.0.0.1:$(ask tls tcp | sed 's/.*://')/disc"
 for way in tcp unix tls; do
   check "nbdcopy and cmp ($way)" sh -c 'nbdcopy "$1" "$2/copy" && cmp "$2/copy" "$3" && rm "$2/copy"' sh "${!way}" "$work" "$iso"
@@ -286,21 +286,24 @@ check "a directory is a page" sh -c 'curl -sf "$1/files/" | grep -q "file number
 
 # ---- a disc that is pulled out in the middle of reads
 
+# Put in anew, so that nothing of it is kept in the drive's memory.
+echo eject >&7
+echo close >&7
+wait_for "$work/main.out" 'generation=2 Ready'
 echo "slow 600000" >&7
 wait_for "$work/main.out" '^ok slow'
 readers=()
 for n in 1 2 3 4; do
-  # Far from what the drive has kept.
   ( nbdcopy --connections=1 --requests=4 "$tcp" null: >/dev/null 2>&1; [ $? -ne 0 ] ) &
   readers+=($!)
 done
-( qemu-io -r -f raw -c "read 40M 1M" "$unix" >"$work/qemu.out" 2>&1 ) &
+( qemu-io -r -f raw -c "read 40M 1M" "$unix" >"$work/qemu.out" 2>&1; true ) &
 readers+=($!)
 sleep 1
 pulled=$(date +%s%N)
 echo pull >&7
 fine=1
-for reader in "${readers[@]}"; do wait "$reader" || true; done
+for reader in "${readers[@]}"; do wait "$reader" || fine=0; done
 took=$((($(date +%s%N) - pulled) / 1000000))
 grep -qi "error" "$work/qemu.out" || fine=0
 if [ $fine = 1 ] && [ $took -lt 5000 ]; then ok "disc pulled in mid-read: every reader has an error after $took ms"
@@ -310,7 +313,7 @@ check "an empty drive exports nothing" sh -c '! nbdinfo "$1"' sh "$tcp"
 check "players are told" sh -c '[ "$(curl -s -o /dev/null -w "%{http_code}" "$1/disc.iso")" = 503 ]' sh "$http"
 echo mend >&7
 echo "insert $iso" >&7
-wait_for "$work/main.out" 'generation=2 Ready'
+wait_for "$work/main.out" 'generation=3 Ready'
 check "the disc is back as a new generation" sh -c 'nbdcopy "$1" "$2/copy" && cmp "$2/copy" "$3" && rm "$2/copy"' sh "$tcp" "$work" "$iso"
 
 # ---- bad sectors
@@ -318,7 +321,7 @@ check "the disc is back as a new generation" sh -c 'nbdcopy "$1" "$2/copy" && cm
 echo "bad 1000-1002" >&7
 wait_for "$work/main.out" '^ok bad'
 echo "insert $iso" >&7
-wait_for "$work/main.out" 'generation=3 Ready'
+wait_for "$work/main.out" 'generation=4 Ready'
 check "a bad sector is an error with its reason" sh -c '
   nbdcopy "$1" null: 2>&1 | tee "$2/err"; qemu-io -r -f raw -c "read 2048000 2048" "$1" 2>&1 | grep -qi "input/output error"' sh "$tcp" "$work"
 check "its neighbours can be read" sh -c 'qemu-io -r -f raw -c "read 2045952 2048" "$1" | grep -q "read 2048/2048"' sh "$tcp"
@@ -365,6 +368,7 @@ exec 9>&-
 # ---- a socket that a crash left behind
 
 kill -9 "${started[-1]}" 2>/dev/null
+wait "${started[-1]}" 2>/dev/null
 python3 -c 'import socket,sys; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1])' "$work/stale.sock"
 start stale "$iso" --unix "$work/stale.sock"
 exec 9>"$work/stale.in"

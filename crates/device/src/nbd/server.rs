@@ -118,10 +118,13 @@ pub struct ServerConfig {
     pub request: Duration,
     /// Time in which a client must take some byte of a reply, or send the rest of a request.
     pub stall: Duration,
-    /// Requests in work per connection.
+    /// Requests that wait per connection.
     pub in_flight: usize,
     /// Bytes that they stand for.
     pub in_flight_bytes: u32,
+    /// Bytes that are read or written at the same time per connection; the rest waits its turn, so that few buffers are in
+    /// use and stay in the processor's cache.
+    pub parallel_bytes: u32,
     /// Connections at once; more are closed at once.
     pub connections: usize,
 }
@@ -136,6 +139,7 @@ impl Default for ServerConfig {
             stall: Duration::from_secs(60),
             in_flight: 128,
             in_flight_bytes: 64 << 20,
+            parallel_bytes: 4 << 20,
             connections: 64,
         }
     }

@@ -97,6 +97,11 @@ pub trait Drive: Send + 'static {
         let _ = wake;
     }
 
+    /// True if the system keeps what was read anyway, so that keeping it once more only costs memory.
+    fn is_kept_below(&self) -> bool {
+        false
+    }
+
     /// How often its condition is asked for while nothing is read: a change is to be seen within a second.
     fn poll_every(&self) -> Duration {
         Duration::from_millis(500)

@@ -153,7 +153,7 @@ impl Drives {
             name: name.to_owned(),
             model: drive.model(),
             state: watch::channel(State { medium: Medium::Away, generation: 0, locked: false }).0,
-            cache: Mutex::new(Cache::new(self.limits.cache_bytes)),
+            cache: Mutex::new(Cache::new(if drive.is_kept_below() { 0 } else { self.limits.cache_bytes })),
             places: Semaphore::new(self.limits.readers),
             limits: self.limits,
             ended: watch::channel(false).0,
@@ -334,10 +334,9 @@ impl DriveHandle {
         self.in_time(async {
             match self.load(generation, index).await {
                 Err(Fault::Damaged) => {
-                    // Says which sector it is.
+                    // Says which sector it is, or has it if it was luck.
                     let len = self.block_len(index)?;
-                    self.sectors(generation, sector, len).await?;
-                    Err(self.error(generation, Fault::Sector(sector)))
+                    self.sectors(generation, sector, len).await.map(|bytes| Arc::new(Block::new(bytes)))
                 }
                 other => other.map_err(|fault| self.error(generation, fault)),
             }

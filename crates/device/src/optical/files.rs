@@ -207,7 +207,7 @@ impl Disc {
     /// # Errors
     /// NOT_FOUND kinds, PATH_INVALID, DISC_FORMAT_UNKNOWN for a damaged directory, and what reading says.
     pub async fn list(&self, path: &str) -> Result<Listing> {
-        let entries = self.entries(&self.find(path).await?).await?;
+        let entries = self.entries(&self.find(path).await?, None).await?;
         let nodes = entries.found.into_iter().map(|f| f.node).collect();
         Ok(Listing { nodes, skipped: entries.skipped })
     }
@@ -250,7 +250,7 @@ impl Disc {
             if !seen.insert(identity(&directory)) {
                 return Err(damaged("a directory is inside of itself"));
             }
-            for found in self.entries(&directory).await?.found {
+            for found in self.entries(&directory, None).await?.found {
                 if out.len() >= most.min(MAX_WALK) {
                     return Err(damaged("there are too many entries"));
                 }
@@ -280,20 +280,21 @@ impl Disc {
         }
         for name in names {
             EntryName::new(name)?;
-            let entries = self.entries(&found).await?;
+            let entries = self.entries(&found, Some(name)).await?;
             let next = entries.found.into_iter().find(|f| f.node.name == name);
             found = next.ok_or_else(|| Error::new(Reason::AddressUnknown, format!("{name:?} is not on the disc")))?;
         }
         Ok(found)
     }
 
-    async fn entries(&self, directory: &Found) -> Result<Entries> {
+    /// Entries of a directory. Where only one of them is wanted, work on the others is saved if the tree allows it.
+    async fn entries(&self, directory: &Found, only: Option<&str>) -> Result<Entries> {
         if directory.node.kind != NodeKind::Directory {
             return Err(Error::new(Reason::PathInvalid, "this is not a directory"));
         }
         match self.root() {
             Root::Iso(volume) => volume.entries(&self.reader, &directory.place).await,
-            Root::Udf(volume) => volume.entries(&self.reader, &directory.place).await,
+            Root::Udf(volume) => volume.entries(&self.reader, &directory.place, only).await,
         }
     }
 

@@ -232,6 +232,10 @@ impl Drive for IsoDrive {
         self.0.inside.lock().wake = Some(wake);
     }
 
+    fn is_kept_below(&self) -> bool {
+        true
+    }
+
     fn poll_every(&self) -> Duration {
         // Changes are told at once, all but the end of loading.
         Duration::from_millis(100)

@@ -96,7 +96,7 @@ pub struct Outcome {
 /// Rips a disc to `image`. `progress` is called on the way, often.
 ///
 /// # Errors
-/// RESOURCE_EXISTS if the image is there already, DISC_CHANGED if what is there is of another disc or the disc changes,
+/// RESOURCE_EXISTS if the image is there already, RESOURCE_BUSY if it is being ripped, DISC_CHANGED if what is there is of another disc or the disc changes,
 /// CANCELLED, DISK_FULL, IO_FAILED, what `permitted` says, and what the drive says other than about bad sectors. What was
 /// read stays, and the next call goes on from there.
 pub async fn rip(
@@ -288,9 +288,7 @@ impl<P: FnMut(Progress) + Send> Rip<P> {
         let (part, image, map) = (beside(&self.image, ".part"), self.image.clone(), beside(&self.image, ".map"));
         let kept = (bad_sectors > 0).then(|| map.clone());
         blocking(move || {
-            // Never over a file that came meanwhile.
-            std::fs::hard_link(&part, &image)?;
-            std::fs::remove_file(&part)?;
+            rename_new(&part, &image)?;
             if bad_sectors == 0 {
                 std::fs::remove_file(&map)?;
             }
@@ -307,6 +305,12 @@ fn open_files(image: &Path, size: u64, identity: &str) -> Result<(File, Map)> {
         return Err(Error::new(Reason::ResourceExists, "the image is there already").fix_is("choose another name"));
     }
     let part = File::options().read(true).write(true).create(true).truncate(false).open(beside(image, ".part"))?;
+    let alone = rustix::fs::flock(&part, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    if alone == Err(rustix::io::Errno::AGAIN) {
+        return Err(
+            Error::new(Reason::ResourceBusy, "this image is being ripped already").fix_is("wait until it is done")
+        );
+    }
     let map = match std::fs::read_to_string(beside(image, ".map")) {
         Ok(text) => Map::parse(&text, size)?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Map::new(size, identity),
@@ -336,6 +340,20 @@ async fn identity(source: &dyn BlockSource) -> Result<String> {
         };
     }
     Ok(hash.finalize().to_hex()[..32].to_owned())
+}
+
+/// Renames, but never over a file that came meanwhile.
+fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let exists = || Error::new(Reason::ResourceExists, "another image has come to its place").fix_is("move it away");
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => Err(exists()),
+        // A file system that cannot promise it.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if to.try_exists()? => Err(exists()),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => Ok(std::fs::rename(from, to)?),
+        Err(error) => Err(std::io::Error::from(error).into()),
+    }
 }
 
 fn write_synced(path: &Path, text: &str) -> Result<()> {

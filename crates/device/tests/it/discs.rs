@@ -20,6 +20,11 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     out
 }
 
+/// A disc that is bad at one place.
+pub fn scratched(sectors: std::ops::Range<u64>) -> Faults {
+    Faults { bad: vec![sectors], ..Faults::default() }
+}
+
 /// A drive with an image of noise in it.
 pub async fn drive_with(image: &[u8], limits: Limits) -> (Drives, DriveHandle, IsoControl, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
@@ -126,7 +131,7 @@ async fn a_stuck_drive_ends_reads_at_their_deadline_and_stalls_no_other() {
 async fn bad_sectors_are_named_and_their_neighbours_can_be_read() {
     let image = noise(4 << 20, 3);
     let (_drives, drive, control, _dir) = drive_with(&image, Limits::default()).await;
-    control.set_faults(Faults { bad: vec![1000..1002], ..Faults::default() });
+    control.set_faults(scratched(1000..1002));
     let generation = drive.state().generation;
     for _ in 0..2 {
         let error = drive.read(generation, 1 << 20, 1 << 20).await.unwrap_err();
@@ -387,7 +392,9 @@ async fn damaged_discs_end_in_errors_and_bounded_work() {
         random ^= random << 17;
         random
     };
-    for _ in 0..400 {
+    // More of them by hand: ATRIUM_DISC_ROUNDS=100000.
+    let rounds = std::env::var("ATRIUM_DISC_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
+    for _ in 0..rounds {
         let mut image = whole.clone();
         for _ in 0..1 + next() % 24 {
             let sector = used[(next() % used.len() as u64) as usize];

@@ -1,6 +1,6 @@
 //! Ripping: exact, resumable, around what cannot be read.
 
-use crate::discs::{drive_with, noise};
+use crate::discs::{drive_with, noise, scratched};
 use common::error::{Error, Reason};
 use device::nbd::{BlockSource, Client, Export, Server, ServerConfig, client};
 use device::optical::drives::{DriveHandle, Limits};
@@ -62,7 +62,7 @@ async fn one_per_cent_of_bad_sectors_costs_just_these() {
 async fn retries_bring_sectors_that_heal() {
     let disc = noise(3 << 20, 3);
     let (_drives, drive, control, dir) = drive_with(&disc, Limits::default()).await;
-    control.set_faults(Faults { bad: vec![700..705], heals_after: Some(4), ..Faults::default() });
+    control.set_faults(Faults { heals_after: Some(4), ..scratched(700..705) });
     let image = dir.path().join("out.iso");
     let outcome = run(&drive, &image, Options { retries: 5, ..Options::default() }).await.unwrap();
     assert_eq!(outcome.bad_sectors, 0);
@@ -83,7 +83,7 @@ fn lost_after(reads: u32) -> Options {
 async fn it_goes_on_where_it_stopped_and_with_the_same_disc_only() {
     let disc = noise(12 << 20, 4);
     let (_drives, drive, control, dir) = drive_with(&disc, Limits::default()).await;
-    control.set_faults(Faults { bad: vec![2000..2001], ..Faults::default() });
+    control.set_faults(scratched(2000..2001));
     let image = dir.path().join("out.iso");
     assert!(run(&drive, &image, lost_after(7)).await.unwrap_err().is(Reason::LeaseLost));
     assert!(!image.exists() && dir.path().join("out.iso.map").exists());
@@ -168,7 +168,7 @@ async fn a_drive_that_gets_stuck_is_worked_around() {
 async fn an_export_on_another_machine_is_ripped_the_same() {
     let disc = noise(6 << 20, 9);
     let (_drives, drive, control, dir) = drive_with(&disc, Limits::default()).await;
-    control.set_faults(Faults { bad: vec![1500..1503], ..Faults::default() });
+    control.set_faults(scratched(1500..1503));
     let export = Export::read_only("dvd", "", Arc::new(drive.source().unwrap()));
     let server = Server::new(Arc::new(vec![export]), ServerConfig::default());
     let (near, far) = tokio::io::duplex(1 << 20);

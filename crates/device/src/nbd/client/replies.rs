@@ -127,7 +127,7 @@ impl Waiting {
                 self.covered += (end - start) as u64;
                 Ok(())
             }
-            wire::CHUNK_BLOCK_STATUS if len >= 12 && (len - 4) % 8 == 0 => {
+            wire::CHUNK_BLOCK_STATUS if len >= 12 && (len - 4).is_multiple_of(8) => {
                 self.extents.extend(raw[4..].chunks_exact(8).map(|pair| {
                     let state = wire::be32(pair, 4);
                     let (hole, zero) = (state & wire::STATE_HOLE != 0, state & wire::STATE_ZERO != 0);

@@ -36,6 +36,15 @@ struct Reply {
     payload: Bytes,
     /// Given back when it is written.
     permit: OwnedSemaphorePermit,
+    cost: u64,
+}
+
+/// What a request counts against the bytes that are worked on at the same time.
+fn cost(request: &Request) -> u64 {
+    match request.command {
+        wire::CMD_READ | wire::CMD_WRITE => u64::from(request.len.clamp(UNIT, MAX_READ)),
+        _ => UNIT.into(),
+    }
 }
 
 /// What a connection has agreed on.
@@ -150,12 +159,16 @@ async fn answer<S: AsyncRead + AsyncWrite>(
     mut output: WriteHalf<S>,
 ) -> Result<(), End> {
     let mut running = FuturesUnordered::new();
+    let mut running_bytes = 0;
     let mut more = true;
     loop {
         let mut next = None;
         tokio::select! {
-            command = queue.recv(), if more && running.len() < config.in_flight => match command {
-                Some(command) => running.push(run_one(agreed, config, command)),
+            command = queue.recv(), if more && running_bytes < u64::from(config.parallel_bytes) => match command {
+                Some(command) => {
+                    running_bytes += cost(&command.request);
+                    running.push(run_one(agreed, config, command));
+                }
                 None => more = false,
             },
             reply = running.next(), if !running.is_empty() => next = reply,
@@ -168,6 +181,7 @@ async fn answer<S: AsyncRead + AsyncWrite>(
             let Some(Some(reply)) = running.next().now_or_never() else { break };
             batch.push(reply);
         }
+        running_bytes -= batch.cost;
         batch.write(&mut output, config).await?;
     }
 }
@@ -177,12 +191,14 @@ async fn answer<S: AsyncRead + AsyncWrite>(
 struct Batch {
     pieces: VecDeque<Bytes>,
     permits: Vec<OwnedSemaphorePermit>,
+    cost: u64,
 }
 
 impl Batch {
     fn push(&mut self, reply: Reply) {
         self.pieces.extend([reply.header, reply.payload].into_iter().filter(|p| !p.is_empty()));
         self.permits.push(reply.permit);
+        self.cost += reply.cost;
     }
 
     async fn write<W: AsyncWrite + Unpin>(mut self, output: &mut W, config: &ServerConfig) -> Result<(), End> {
@@ -239,7 +255,7 @@ async fn run_one(agreed: &Agreed, config: &ServerConfig, command: Command) -> Re
         Err(_) => Err(Error::new(Reason::DeadlineExceeded, "the device did not answer in time")),
     };
     let (header, payload) = encode(agreed.structured, &request, result);
-    Reply { header, payload, permit }
+    Reply { header, payload, permit, cost: cost(&request) }
 }
 
 async fn execute(agreed: &Agreed, request: &Request, payload: Bytes) -> Result<Done> {

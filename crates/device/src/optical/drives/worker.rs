@@ -272,10 +272,7 @@ impl Worker {
         }
         let deadline = Instant::now() + self.shared.limits.read;
         let result = match self.disc {
-            Some(disc) => self.read_block(disc, index, deadline).map_err(|fault| match fault {
-                Fault::Sector(_) => Fault::Damaged,
-                fault => fault,
-            }),
+            Some(disc) => self.read_block(disc, index, deadline),
             None => Err(Fault::Gone),
         };
         self.shared.cache.lock().finish(index, &result, false);

@@ -270,7 +270,7 @@ impl Volume {
         }
     }
 
-    pub(super) async fn entries(&self, reader: &Reader, place: &Place) -> Result<Entries> {
+    pub(super) async fn entries(&self, reader: &Reader, place: &Place, only: Option<&str>) -> Result<Entries> {
         let Place::Icb(at) = place else { return Err(damaged("a directory is nowhere")) };
         let file = self.file(reader, *at).await?;
         if file.size > MAX_DIRECTORY_BYTES {
@@ -288,7 +288,7 @@ impl Volume {
             let at = address(rest, 20);
             rest = rest.get(len..).unwrap_or(&[]);
             // Deleted ones, and the way back up.
-            if flags & 0x0c == 0 {
+            if flags & 0x0c == 0 && only.is_none_or(|only| only == name) {
                 entries.add(self.found(reader, name, at).await?)?;
             }
         }

@@ -93,8 +93,14 @@ impl IsoControl {
         match verb {
             "insert" => return self.insert(Path::new(rest)),
             "eject" => return self.press_eject(),
-            "close" => return Ok(self.close()),
-            "pull" => return Ok(self.pull()),
+            "close" => {
+                self.close();
+                return Ok(());
+            }
+            "pull" => {
+                self.pull();
+                return Ok(());
+            }
             "mend" => faults = Faults::default(),
             "bad" => faults.bad = rest.split(',').map(parse_range).collect::<Result<_>>()?,
             "random" => faults.random = Some(parse_random(rest)?),

@@ -212,7 +212,7 @@ mod tests {
         #[test]
         fn a_map_says_what_was_set(sets in proptest::collection::vec((0_u64..110, 0_u64..40, status()), 0..40)) {
             let mut map = Map::new(100, "x");
-            let mut plain = vec![Status::Untried; 100];
+            let mut plain = [Status::Untried; 100];
             for (start, len, status) in sets {
                 map.set(start..start + len, status);
                 (start..start + len).filter(|p| *p < 100).for_each(|p| plain[p as usize] = status);

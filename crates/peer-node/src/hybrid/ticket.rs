@@ -69,7 +69,7 @@ mod tests {
         let refused = |scope: &Scope, asker: &DeviceId| source.may_have(scope, asker).unwrap_err();
         // Before there is a server, nobody's word counts.
         assert!(refused(&shown(&ca, now), &device).is(Reason::EntryUnknown));
-        office.set_server("localhost:7443", &ca.ca_pem()).await.unwrap();
+        office.set_server("localhost:7443", ca.ca_pem()).await.unwrap();
         assert!(source.may_have(&shown(&ca, now), &device).unwrap());
         assert!(refused(&shown(&ca, now), &stranger).is(Reason::AccessDenied), "somebody else's ticket");
         assert!(refused(&shown(&other, now), &device).is(Reason::AccessDenied), "another server's");

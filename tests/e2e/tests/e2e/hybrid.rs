@@ -178,9 +178,9 @@ fn what_is_on_the_server_is_listed_beside_the_shares_found_read_and_fetched() {
     let addresses: Vec<&str> = top["items"].as_array().unwrap().iter().filter_map(|i| i["address"].as_str()).collect();
     assert_eq!(addresses, ["acme/server/home", "acme/server/public/plans"], "{top}");
     assert_eq!(top["items"][1]["type"], "server_directory");
-    let all = bert.atrium(&["ls", "-r", "acme/server/public/plans"]).unwrap().text();
+    let all = bert.atrium(&["ls", "--recursive", "acme/server/public/plans"]).unwrap().text();
     assert_eq!(all.lines().count(), 5 + 30, "{all}");
-    let everything = bert.atrium(&["ls", "-r", "acme"]).unwrap().text();
+    let everything = bert.atrium(&["ls", "--recursive", "acme"]).unwrap().text();
     assert!(everything.contains("acme/server/public/plans/site/hall/plan.pdf"), "{everything}");
     let found = bert.atrium(&["find", "PLAN.pdf"]).unwrap().text();
     assert!(found.contains("acme/server/public/plans/site/hall/plan.pdf"), "{found}");
@@ -322,5 +322,5 @@ fn when_the_server_dies_after_one_copy_the_machines_finish_among_themselves() {
     let read = peers.peers[0].try_atrium(&["ls", "acme/server/public/plans"], "").context("ls").unwrap();
     assert_ne!(read.code, 0, "the server is away");
     let listed = peers.peers[0].atrium(&["ls", "acme"]).unwrap();
-    assert!(listed.text().contains("acme/bert"), "{}", listed.text());
+    assert!(listed.text().contains("bert/"), "{}", listed.text());
 }

@@ -15,7 +15,7 @@ use proto::peer::v1 as wire;
 use proto::peer::v1::catalogue_service_client::CatalogueServiceClient;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{PeerChannel, right_of};
 use super::entry::{CHUNKS_MAX, Entry, check_content, is_below, split};
@@ -28,6 +28,9 @@ use crate::model::{Content, Scope, ShareId};
 pub(super) const SHARES_MAX: usize = 1_000;
 /// After this a node that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// How long a fetch waits for the owner's first look through the folder; then it takes what there is.
+const LOOKING: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Most entries in one message.
 const PAGE_MAX: usize = 1_000;
 /// Lists of shares that are remembered; beyond it all are forgotten.
@@ -52,6 +55,8 @@ pub struct RemoteShare {
     pub max_sequence: u64,
     /// The owner's index; 0 if not online.
     pub index_id: u64,
+    /// The owner has looked through the whole folder since it started.
+    pub complete: bool,
 }
 
 struct Listed {
@@ -235,7 +240,9 @@ impl Catalogue {
         if let Some(listed) = self.0.kept.lists.lock().get(&device) {
             let age = listed.at.elapsed();
             match &listed.shares {
-                Ok(shares) if age < self.0.settings.fresh => return Ok(shares.clone()),
+                Ok(shares) if age < self.0.settings.fresh && shares.iter().all(|s| s.complete) => {
+                    return Ok(shares.clone());
+                }
                 Err((message, why)) if age < ASK_AGAIN && !self.0.peers.is_connected(&device) => {
                     return Err(Error::new(Reason::PeerUnreachable, message.clone()).why_is(why.clone()));
                 }
@@ -298,6 +305,7 @@ impl Catalogue {
                 total_bytes: state.total_bytes,
                 max_sequence: state.max_sequence,
                 index_id: state.index_id,
+                complete: state.complete,
             });
         }
         for known in inner.book.of_owner(&device) {
@@ -325,6 +333,7 @@ impl Catalogue {
                     total_bytes: head.total_bytes,
                     max_sequence: 0,
                     index_id: 0,
+                    complete: true,
                 })
             })
             .collect()
@@ -365,6 +374,20 @@ impl Catalogue {
             index_id: None,
             pages,
         })
+    }
+
+    /// Waits until the owner has looked through the whole folder, for at most [`LOOKING`]: what was shared a moment ago
+    /// is else fetched in part.
+    pub(super) async fn looked_through(&self, owner: DeviceId, share: ShareId) {
+        let until = Instant::now() + LOOKING;
+        while Instant::now() < until {
+            match self.shares_of(owner).await {
+                Ok(shares) if shares.iter().any(|s| s.record.share() == share && !s.complete) => {
+                    sleep(LOOK_AGAIN).await
+                }
+                _ => return,
+            }
+        }
     }
 
     /// Brings what is kept of a share's index up to its owner's, and gives it.

@@ -244,6 +244,7 @@ impl Catalogue {
                 total_bytes: head.total_bytes,
                 max_sequence: head.max_sequence,
                 index_id: head.index_id,
+                complete: true,
             })
         });
         own.collect()
@@ -369,7 +370,10 @@ impl Catalogue {
             _ => {
                 let index = match (&local, resolved.online) {
                     (Some(folder), _) => folder.index.clone(),
-                    (None, true) => self.refresh_kept(resolved.owner, share).await?,
+                    (None, true) => {
+                        self.looked_through(resolved.owner, share).await;
+                        self.refresh_kept(resolved.owner, share).await?
+                    }
                     (None, false) => self.0.kept_index(share)?,
                 };
                 let top = resolved.path.clone();

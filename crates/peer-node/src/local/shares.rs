@@ -76,7 +76,7 @@ impl Parts {
             file_count: s.head.file_count,
             total_bytes: s.head.total_bytes,
             // A scan that has just begun has seen nothing yet, and is none the less one.
-            scanning_count: s.scanning.map_or(0, |n| n.max(1)),
+            scanning_count: s.scanning.map_or(u64::from(!s.complete), |n| n.max(1)),
             conflict_count: u32::try_from(copy.conflicts).unwrap_or(u32::MAX),
             problems: problems.collect(),
             ignore_rules: terms.ignore_rules.clone(),

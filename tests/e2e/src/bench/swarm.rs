@@ -5,6 +5,7 @@ use crate::process::{Process, poll};
 use crate::{compare, sample};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
@@ -95,7 +96,7 @@ pub fn atrium(shape: Shape, scratch: &Path) -> Result<Option<Distribution>> {
     seed.atrium(&["share", text(&folder), "--name", "data", "--with", "everyone"])?;
     let address = "acme/node00/data/content.bin";
     for peer in &office.peers[1..] {
-        peer.wait_until(&["ls", address, "--json"], |answer| answer.contains("content.bin"))?;
+        peer.wait_until(&["ls", address, "--json"], |answer| answer.contains("\"manifest_digest\""))?;
     }
     let before = lab.traffic(machines[0])?.0;
     let begin = Instant::now();
@@ -171,11 +172,16 @@ pub fn aria2(shape: Shape, scratch: &Path) -> Result<Option<Distribution>> {
     tracker.args(["-u", "-c", TRACKER]);
     let (_tracker, _) = Process::daemon(tracker, "tracker", &scratch.join("tracker.log"))?;
 
+    // Its control file stays for up to a minute; its hook tells the moment.
+    let told = scratch.join("done.sh");
+    std::fs::write(&told, "#!/bin/sh\ntouch \"$3.done\"\n")?;
+    std::fs::set_permissions(&told, std::fs::Permissions::from_mode(0o755))?;
     let begin_one = |at: usize, directory: &Path| -> Result<Process> {
         std::fs::create_dir_all(directory)?;
         let mut command = lab.command(machines[at], "aria2c");
         command.args(["--seed-ratio=0.0", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=true"]);
         command.args(["--check-integrity=true", "--summary-interval=0", "--file-allocation=none", "--quiet=false"]);
+        command.arg(format!("--on-bt-download-complete={}", told.display()));
         command.args(["--bt-tracker-interval=2", "--listen-port=6881", "--bt-max-peers=0", "--enable-rpc=false"]);
         command.arg(format!("--dir={}", directory.display())).arg(&torrent).env("HOME", scratch);
         // aria2 says nothing of use when it is ready; its first line is enough to know that it runs.
@@ -192,8 +198,7 @@ pub fn aria2(shape: Shape, scratch: &Path) -> Result<Option<Distribution>> {
     let mut seconds = Vec::new();
     poll(PATIENCE, || {
         waiting.retain(|directory| {
-            let whole = std::fs::metadata(directory.join("content.bin")).is_ok_and(|m| m.len() == shape.bytes);
-            let done = whole && !directory.join("content.bin.aria2").exists();
+            let done = directory.join("content.bin.done").exists();
             if done {
                 seconds.push(begin.elapsed().as_secs_f64());
             }

@@ -10,9 +10,16 @@ use crate::output::schema::{Done, FolderShare};
 use crate::output::usage;
 use common::error::{Error, Reason, Result};
 use common::model::Right;
+use common::rpc::OfficeChannel;
 use proto::peer::v1 as wire;
+use proto::peer::v1::node_service_client::NodeServiceClient;
 use proto::v1;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long `share` waits for the first look through the folder.
+const LOOKING: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub(in crate::commands) async fn share(c: &Context, folder: &Path, args: Share) -> Result<Exit> {
     if args.device.any() {
@@ -68,13 +75,37 @@ pub(in crate::commands) async fn share(c: &Context, folder: &Path, args: Share) 
                 two_way: args.two_way.unwrap_or(false),
                 ignore_rules: ignore_rules.unwrap_or_default(),
             };
-            call(client.create_share(request)).await?
+            let made = call(client.create_share(request)).await?;
+            looked_through(&mut client, made).await?
         }
     };
     let shared = FolderShare::from(shared);
-    c.out.changed(&shared, |s| format!("{} is shared as {}: {}", safe(&s.path), safe(&s.address), whom(s)))?;
+    c.out.changed(&shared, |s| {
+        let files = match s.scanning_count {
+            Some(n) => format!("still looking through it, {n} so far"),
+            None => format!("{} in {}", bytes(s.total_bytes), count(s.file_count, "file", "files")),
+        };
+        format!("{} is shared as {}: {}; {files}", safe(&s.path), safe(&s.address), whom(s))
+    })?;
     c.out.hint("atrium shares");
     Ok(Exit::Ok)
+}
+
+/// Waits until the peer has looked through a new share, so that what is said of it is true and others get all of it; a very
+/// large one goes on by itself.
+async fn looked_through(
+    client: &mut NodeServiceClient<OfficeChannel>,
+    made: wire::LocalShare,
+) -> Result<wire::LocalShare> {
+    let until = Instant::now() + LOOKING;
+    let mut share = made;
+    while share.scanning_count > 0 && Instant::now() < until {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let known = call(client.list_local_shares(wire::ListLocalSharesRequest {})).await?.shares;
+        let Some(now) = known.into_iter().find(|s| s.share_id == share.share_id) else { break };
+        share = now;
+    }
+    Ok(share)
 }
 
 /// The folder as the peer knows it: with no links in its path, so that the same folder has one name.

@@ -40,6 +40,12 @@ fn uuid_text(id: &[u8]) -> String {
     uuid::Uuid::from_slice(id).map_or_else(|_| crate::output::format::hex(id), |u| u.to_string())
 }
 
+/// The beginning of a text, at most so many bytes, cut between two characters.
+fn cut(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
+}
+
 /// Does it again, after growing delays, while the other side is away for now. Says so.
 async fn patiently<T, F: Future<Output = Result<T>>>(meter: &Meter, mut operation: impl FnMut() -> F) -> Result<T> {
     let mut delays = RetryPolicy::INTERACTIVE.delays();

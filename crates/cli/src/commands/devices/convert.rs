@@ -199,7 +199,7 @@ impl From<wire::Space> for Space {
             disk: s.disk,
             size_bytes: s.size_bytes,
             used_bytes: s.used_bytes,
-            object_count: s.object_count.into(),
+            object_count: s.object_count,
             expire_time: rfc3339(s.expire_time.as_ref()),
             label: s.label,
             person: s.person,

@@ -147,10 +147,7 @@ async fn entry(peer: &Peer, place: &OnDisc, generation: &mut u64) -> Result<Opti
     }
     let (parent, name) = place.path.rsplit_once('/').unwrap_or(("", &place.path));
     let entries = directory(peer, &place.device, generation, parent).await?;
-    let named = |e: &wire::DiscEntry, same: &dyn Fn(&str) -> bool| same(e.path.rsplit('/').next().unwrap_or_default());
-    let exact = entries.iter().find(|e| named(e, &|n| n == name));
-    // Names of discs are often in capitals without anybody having meant it.
-    let found = exact.or_else(|| entries.iter().find(|e| named(e, &|n| fold(n) == fold(name))));
+    let found = entries.iter().find(|e| e.path.rsplit('/').next() == Some(name));
     found.cloned().map(Some).ok_or_else(|| {
         Error::new(Reason::EntryUnknown, format!("{} is not on the disc", safe(&place.text(&place.path))))
             .fix_is(format!("`atrium ls {}` shows what is", safe(&place.device)))

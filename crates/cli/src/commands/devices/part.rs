@@ -37,7 +37,7 @@ impl Part {
         }
         let key = &hasher.finalize().to_hex()[..12];
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let name = &name[..name.floor_char_boundary(NAME_MAX)];
+        let name = super::cut(&name, NAME_MAX);
         let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let path = parent.join(format!(".{name}.{key}.atrium-part"));
         let opened = std::fs::create_dir_all(parent).and_then(|()| {

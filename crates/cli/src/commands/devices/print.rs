@@ -109,8 +109,7 @@ async fn open(path: &Path) -> Result<Document> {
 }
 
 fn header(args: &Print, printer: &str, document: &Document, pin: Option<&Secret>) -> wire::PrintHeader {
-    let mut job_name = args.name.clone().unwrap_or_else(|| document.name.clone());
-    job_name.truncate(job_name.floor_char_boundary(NAME_MAX));
+    let job_name = super::cut(args.name.as_ref().unwrap_or(&document.name), NAME_MAX).to_owned();
     wire::PrintHeader {
         device: printer.to_owned(),
         job_name,

@@ -180,9 +180,9 @@ reasons! {
     TrayOpen "TRAY_OPEN" FailedPrecondition, "the drive's tray is open", "close it";
     NoMedium "NO_MEDIUM" FailedPrecondition, "there is no disc in the drive", "put one in";
     DiscChanged "DISC_CHANGED" Aborted, "the disc was changed or taken out since you opened it", "look at the drive again with `atrium devices`, then open what is in it now";
-    SectorBad "SECTOR_BAD" DataLoss, "the disc has sectors that the drive cannot read", "clean the disc; `atrium rip` goes on around them and lists them";
-    DiscFormatUnknown "DISC_FORMAT_UNKNOWN" FailedPrecondition, "the disc has neither an ISO 9660 nor a UDF file system that can be read", "read it as an image with `atrium rip`";
-    SpaceUnknown "SPACE_UNKNOWN" NotFound, "there is no such borrowed space, or it is not yours", "`atrium devices` shows the space that you have borrowed";
+    SectorBad "SECTOR_BAD" DataLoss, "the disc has sectors that the drive cannot read", "clean the disc; `atrium disc rip` goes on around them and lists them";
+    DiscFormatUnknown "DISC_FORMAT_UNKNOWN" FailedPrecondition, "the disc has neither an ISO 9660 nor a UDF file system that can be read", "read it as an image with `atrium disc rip`";
+    SpaceUnknown "SPACE_UNKNOWN" NotFound, "there is no such borrowed space, or it is not yours", "`atrium space list` shows the space that you have borrowed";
     SpaceExpired "SPACE_EXPIRED" FailedPrecondition, "the time for which the space was borrowed is over, and it was wiped", "borrow space again";
     SpaceFull "SPACE_FULL" ResourceExhausted, "the space that was lent is used up, or its owner needs the rest of the disk", "delete something in it, or borrow from another machine; reading goes on";
     MirrorAppendOnly "MIRROR_APPEND_ONLY" FailedPrecondition, "a mirror place is never overwritten and nothing in it is deleted before its time", "put the new version beside the old one";

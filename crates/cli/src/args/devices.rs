@@ -580,5 +580,11 @@ pub enum SpaceAction {
         /// Which copy; the newest if left out
         #[arg(long, value_name = "N")]
         generation: Option<u64>,
+        /// On another machine than the one that made it: a file with the recovery key that `space mirror` showed
+        #[arg(long, value_name = "FILE", requires = "disk", value_hint = ValueHint::FilePath)]
+        recovery_key_file: Option<PathBuf>,
+        /// With a recovery key: the disk that has the copy
+        #[arg(long, value_name = "DISK", requires = "recovery_key_file")]
+        disk: Option<String>,
     },
 }

@@ -321,6 +321,28 @@ impl DeviceService for Fake {
         let unknown = || to_status(&Error::new(Reason::EntryUnknown, "no such object"));
         removed.map(|_| Response::new(DeleteObjectResponse {})).ok_or_else(unknown)
     }
+    type GetSealedStream = Answers<GetSealedResponse>;
+    async fn list_missing(&self, _: Request<ListMissingRequest>) -> Answer<ListMissingResponse> {
+        not_here()
+    }
+    async fn put_sealed(&self, _: Request<Streaming<PutSealedRequest>>) -> Answer<PutSealedResponse> {
+        not_here()
+    }
+    async fn get_sealed(&self, _: Request<GetSealedRequest>) -> Answer<Self::GetSealedStream> {
+        not_here()
+    }
+    async fn list_sealed(&self, _: Request<ListSealedRequest>) -> Answer<ListSealedResponse> {
+        not_here()
+    }
+    async fn commit_generation(&self, _: Request<CommitGenerationRequest>) -> Answer<CommitGenerationResponse> {
+        not_here()
+    }
+    async fn list_generations(&self, _: Request<ListGenerationsRequest>) -> Answer<ListGenerationsResponse> {
+        not_here()
+    }
+    async fn retire_sealed(&self, _: Request<RetireSealedRequest>) -> Answer<RetireSealedResponse> {
+        not_here()
+    }
     async fn prove_objects(&self, _: Request<ProveObjectsRequest>) -> Answer<ProveObjectsResponse> {
         not_here()
     }
@@ -462,6 +484,7 @@ impl LocalDeviceService for Fake {
             file_count: 3,
             done,
             generation: 2,
+            ..Default::default()
         };
         answers(vec![Ok(now(4, false)), Ok(now(9, true))])
     }

@@ -148,7 +148,7 @@ impl From<wire::DeviceAuditRecord> for DeviceAuditRecord {
 
 impl From<wire::DeviceNote> for DeviceNote {
     fn from(n: wire::DeviceNote) -> Self {
-        Self { from: n.from, text: n.text, create_time: rfc3339(n.create_time.as_ref()) }
+        Self { from: n.from, text: n.text, age_ms: n.age_ms }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::progress::{Counts, Meter};
 use common::error::Result;
 use common::status::from_status;
 use proto::peer::v1 as wire;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::Streaming;
 
@@ -32,11 +32,28 @@ pub(super) async fn mirror(
     let stream = call(c.peer()?.local_devices().mirror_to(request)).await?;
     let copy = follow(stream, meter, "mirror", &share).await?;
     c.out.changed(&copy, |m| text(m, "has a second copy"))?;
+    if let Some(key) = &copy.recovery_key {
+        c.out.hint(&format!(
+            "if this machine is lost, another one of yours reads the copy with this key; keep it apart: {key}"
+        ));
+    }
     Ok(Exit::Ok)
 }
 
-pub(super) async fn restore(c: &Context, share: String, to: &Path, generation: Option<u64>) -> Result<Exit> {
+pub(super) async fn restore(
+    c: &Context,
+    share: String,
+    to: &Path,
+    generation: Option<u64>,
+    recovery: Option<(PathBuf, String)>,
+) -> Result<Exit> {
+    let (recovery_key, disk) = match recovery {
+        Some((file, disk)) => (std::fs::read_to_string(file)?.trim().to_owned(), disk),
+        None => Default::default(),
+    };
     let request = wire::RestoreMirrorRequest {
+        recovery_key,
+        disk,
         share: share.clone(),
         path: absolute_text(to)?,
         generation: generation.unwrap_or(0),
@@ -73,6 +90,8 @@ async fn follow(
         total_bytes: end.total_bytes,
         present_bytes: end.present_bytes,
         generation: end.generation,
+        recovery_key: (!end.recovery_key.is_empty()).then_some(end.recovery_key),
+        left_out: end.left_out.into_iter().map(Into::into).collect(),
         elapsed_ms: u64::try_from(meter.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
 }
@@ -82,8 +101,11 @@ fn text(m: &MirrorCopy, what: &str) -> String {
     let files = count(m.file_count, "file", "files");
     let present =
         if m.present_bytes > 0 { format!(", {} were there already", bytes(m.present_bytes)) } else { String::new() };
+    let left: Vec<String> =
+        m.left_out.iter().map(|p| format!("\n  left out: {}: {}", safe(&p.message), safe(&p.why))).collect();
+    let left = left.concat();
     format!(
-        "{} {what}: {files}, {} in {elapsed}{present} (generation {})",
+        "{} {what}: {files}, {} in {elapsed}{present} (generation {}){left}",
         safe(&m.share),
         bytes(m.total_bytes),
         m.generation

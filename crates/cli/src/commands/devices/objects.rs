@@ -118,6 +118,9 @@ async fn local(path: &Path) -> Result<Local> {
     Ok(Local { file: Arc::new(file), name, size, digest: digest.as_bytes().to_vec().into() })
 }
 
+/// Files above this are asked about before they are sent: others are sent again as fast as the question is answered.
+const ASK_ABOVE: u64 = 8 << 20;
+
 /// Puts it, from where an earlier put has stopped; whether anything had to be sent.
 async fn put_whole(
     peer: &Peer,
@@ -135,8 +138,11 @@ async fn put_whole(
             return Ok((object.clone(), false));
         }
         let goes_on = |o: &wire::SpaceObject| o.partial_bytes <= local.size && (o.digest.is_empty() || same(o));
-        let part = there.filter(|o| !anew.get() && goes_on(o));
-        let offset = part.map_or(0, |o| o.partial_bytes);
+        let part = match there {
+            None if local.size > ASK_ABOVE => Some(begun(peer, space, name, local).await?),
+            there => there,
+        };
+        let offset = part.filter(|o| !anew.get() && goes_on(o)).map_or(0, |o| o.partial_bytes);
         send(peer, space, name, local, offset, meter).await.inspect_err(|_| anew.set(offset > 0)).map(|o| (o, true))
     };
     match patiently(meter, attempt).await {
@@ -144,6 +150,23 @@ async fn put_whole(
             patiently(meter, attempt).await
         }
         other => other,
+    }
+}
+
+/// What is there of an interrupted put of the same content: a put without data tells.
+async fn begun(peer: &Peer, space: &wire::Space, name: &EntryName, local: &Local) -> Result<wire::SpaceObject> {
+    let first = wire::PutObjectRequest { part: Some(PutPart::Header(put_header(space, name, local, 0))) };
+    super::call(peer.bulk_devices().put_object(futures_util::stream::iter([first]))).await
+}
+
+fn put_header(space: &wire::Space, name: &EntryName, local: &Local, offset: u64) -> wire::PutObjectHeader {
+    wire::PutObjectHeader {
+        space_id: space.space_id.clone(),
+        name: name.as_str().to_owned(),
+        size_bytes: local.size,
+        offset,
+        digest: local.digest.clone(),
+        device: space.disk.clone(),
     }
 }
 
@@ -155,14 +178,7 @@ async fn send(
     offset: u64,
     meter: &Meter,
 ) -> Result<wire::SpaceObject> {
-    let header = wire::PutObjectHeader {
-        space_id: space.space_id.clone(),
-        name: name.as_str().to_owned(),
-        size_bytes: local.size,
-        offset,
-        digest: local.digest.clone(),
-        device: space.disk.clone(),
-    };
+    let header = put_header(space, name, local, offset);
     let source = Source { file: local.file.clone(), name: safe(&local.name), offset, size: local.size };
     let before = Before { total_bytes: local.size, total_files: 1, ..Before::default() };
     let first = wire::PutObjectRequest { part: Some(PutPart::Header(header)) };

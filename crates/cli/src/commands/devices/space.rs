@@ -31,8 +31,8 @@ pub(in crate::commands) async fn space(c: &Context, args: Args) -> Result<Exit> 
         SpaceAction::Mirror { share, disk, size, retention } => {
             mirror::mirror(c, share, disk.to_string(), size, retention).await
         }
-        SpaceAction::Restore { share, directory, generation } => {
-            mirror::restore(c, share, &directory, generation).await
+        SpaceAction::Restore { share, directory, generation, recovery_key_file, disk } => {
+            mirror::restore(c, share, &directory, generation, recovery_key_file.zip(disk)).await
         }
     }
 }

@@ -129,8 +129,8 @@ objects! {
         from: String,
         /// What they say.
         text: String,
-        /// When, RFC 3339.
-        create_time: Option<String>,
+        /// How long ago, in milliseconds.
+        age_ms: u64,
     }
     /// The right to use a device: result of `use`.
     Lease "lease" {
@@ -290,5 +290,9 @@ objects! {
         generation: u64,
         /// Duration.
         elapsed_ms: u64,
+        /// Whoever has it reads the copy from another machine of the same person; of a copy that was made here.
+        recovery_key: Option<String>,
+        /// Files that are not in it, and why.
+        left_out: Vec<Problem>,
     }
 }

@@ -1,6 +1,6 @@
 //! `atrium.peer.v1.TransferService`: giving chunks, and telling which there are.
 //!
-//! *Fetch* sends a small frame of headers and then the payload untouched (`common::bulk`). A step of about [`STEP_BYTES`] is
+//! *Fetch* sends a small frame of headers and then the payload untouched (`common::bulk`). A step of about `STEP_BYTES` is
 //! read on a blocking thread while what was read before is on its way; a call so holds about 3 MiB, however slow the caller
 //! is. *Follow* sends what is there and then news, at once but not more often than every [`TELL_EVERY`]; a follower has a
 //! position in a shared log, so a slow one costs nothing.

@@ -71,11 +71,7 @@ pub const WINDOW_US: u64 = 300_000;
 pub const MAX_CALLS: usize = 4;
 /// Pieces of one call.
 pub const MAX_CALL_PIECES: usize = 1_024;
-<<<<<<< HEAD
 /// A source that brings nothing for so long, and for three times what its rate would need for a message of 256 KiB, has
-=======
-/// A source that brings nothing for so long, and for three times what its rate would need for `MESSAGE` bytes, has
->>>>>>> hybrid
 /// stalled.
 pub const STALL_US: u64 = 3_000_000;
 /// Bytes that come at once.

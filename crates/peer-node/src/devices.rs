@@ -222,7 +222,11 @@ impl Devices {
         let (mut drives, mut printers) = (self.0.drives.changes(), self.0.printers.watch());
         loop {
             tokio::select! {
-                changed = drives.changed() => if changed.is_err() { return },
+                changed = drives.changed() => {
+                    if changed.is_err() { return }
+                    self.changed();
+                    self.look_at_discs().await;
+                }
                 changed = printers.changed() => if changed.is_err() { return },
             }
             self.changed();
@@ -297,7 +301,8 @@ impl Devices {
                 (state, why, wire::device::Detail::Printer(detail))
             }),
             Kind::Drive => self.own_drive(&name).map(|drive| {
-                let (state, detail) = drive_words(&drive.state());
+                let (state, mut detail) = drive_words(&drive.state());
+                detail.format = self.disc_format(&name, detail.generation);
                 (state.to_owned(), String::new(), wire::device::Detail::Drive(detail))
             }),
             Kind::Disk => self.disk_words(&name).map(|(state, detail)| {

@@ -126,7 +126,7 @@ impl RemoteDisc {
         let part = self.ask_owner(index, false).await?;
         if part.data.is_empty() && !part.holders.is_empty() {
             let digest = part.digest.as_ref().try_into().map_err(|_| misbehaves("a digest has not 32 bytes"))?;
-            if let Some(data) = self.from_holders(index, &digest, &part.holders).await {
+            if let Some(data) = self.ask_holders(index, &digest, &part.holders).await {
                 return Ok(Block { data, bad: Arc::default() });
             }
             return self.taken(index, self.ask_owner(index, true).await?).await;
@@ -177,7 +177,7 @@ impl RemoteDisc {
         part.ok_or_else(|| misbehaves("it sent nothing of a disc"))
     }
 
-    async fn from_holders(&self, index: u64, digest: &[u8; 32], holders: &[Bytes]) -> Option<Bytes> {
+    async fn ask_holders(&self, index: u64, digest: &[u8; 32], holders: &[Bytes]) -> Option<Bytes> {
         let (kept, key, wanted) = (self.devices.0.kept.clone(), self.key(index), *digest);
         if let Ok(Some(data)) = tokio::task::spawn_blocking(move || kept.get(&key, &wanted)).await {
             return Some(data);

@@ -15,7 +15,7 @@ use common::model::{DeviceId, Right};
 use device::audit::Line;
 use device::lease::{Leases, Mode, Token};
 use device::nbd::BlockSource;
-use device::optical::files::{Disc, NodeKind};
+use device::optical::files::{Disc, NodeKind, Tree};
 use device::optical::iso::{IsoControl, IsoDrive};
 use device::optical::linux::LinuxDrive;
 use device::optical::{Drive, DriveHandle, Medium, SECTOR_BYTES, State, TrayGuard};
@@ -27,6 +27,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// Most bytes of a disc that one call reads.
 const LENGTH_MAX: u64 = 1 << 30;
+/// How long a tray takes to show that it has moved.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(2);
 /// Entries of a directory in one answer.
 const PAGE: usize = 1_000;
 
@@ -375,15 +377,59 @@ impl Devices {
             }
         };
         let (entry, who) = self.allowed(caller, &r.device, Right::Write, verb)?;
+        let before = self.own_drive(&r.device).ok().map(|d| d.state());
         let done = self.move_tray(caller, &who, &r).await;
         match &done {
             Ok(()) => self.0.audit.note(Line::granted(&who, &r.device, verb)),
             Err(error) => self.0.audit.note(Line::refused(&who, &r.device, verb, error)),
         }
         done?;
+        self.settle(&r.device, before).await;
         self.changed();
         let right = access::right_of(&*self.0.roster, caller, &entry).unwrap_or(Right::See);
         Ok(self.describe(&entry, caller, right))
+    }
+
+    /// Waits until the drive says something else than before, or for as long as a tray takes.
+    async fn settle(&self, name: &str, before: Option<State>) {
+        let Ok(drive) = self.own_drive(name) else { return };
+        let mut states = drive.watch();
+        let moved = states.wait_for(|now| Some(now) != before.as_ref() && now.medium != Medium::Loading);
+        let _ = tokio::time::timeout(SETTLE, moved).await;
+    }
+
+    /// What kind of file system the disc has, once somebody has looked at its files.
+    pub(super) fn disc_format(&self, name: &str, generation: u64) -> String {
+        let discs = self.0.discs.lock();
+        let known = discs.get(name).filter(|(g, _)| *g == generation && generation > 0);
+        let trees = known.map(|(_, disc)| disc.trees()).unwrap_or_default();
+        let udf = trees.contains(&Tree::Udf);
+        let iso = trees.iter().any(|t| *t != Tree::Udf);
+        match (iso, udf) {
+            (true, true) => "iso9660+udf",
+            (true, false) => "iso9660",
+            (false, true) => "udf",
+            (false, false) => "",
+        }
+        .to_owned()
+    }
+
+    /// Looks at the files of discs that have come, so that what they are is known before anybody asks.
+    pub(super) async fn look_at_discs(&self) {
+        let ready: Vec<DriveHandle> = {
+            let (opened, discs) = (self.0.opened.lock(), self.0.discs.lock());
+            let fresh = |d: &&OpenDrive| {
+                let state = d.handle.state();
+                let known = discs.get(d.handle.name()).is_some_and(|(g, _)| *g == state.generation);
+                matches!(state.medium, Medium::Ready { .. }) && !known
+            };
+            opened.values().filter(fresh).map(|d| d.handle.clone()).collect()
+        };
+        for drive in ready {
+            if let Err(error) = self.disc(&drive, 0).await {
+                tracing::debug!(drive = drive.name(), %error, "the files of a disc cannot be read");
+            }
+        }
     }
 
     async fn move_tray(

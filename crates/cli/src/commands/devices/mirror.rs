@@ -31,12 +31,13 @@ pub(super) async fn mirror(
     let meter = Meter::new(&c.out, "mirror");
     let stream = call(c.peer()?.local_devices().mirror_to(request)).await?;
     let copy = follow(stream, meter, "mirror", &share).await?;
-    c.out.changed(&copy, |m| text(m, "has a second copy"))?;
-    if let Some(key) = &copy.recovery_key {
-        c.out.hint(&format!(
-            "if this machine is lost, another one of yours reads the copy with this key; keep it apart: {key}"
-        ));
-    }
+    c.out.changed(&copy, |m| {
+        let key = m.recovery_key.as_deref().unwrap_or_default();
+        format!(
+            "{}\n  recovery key: {key}\n  If this machine is lost, another one of yours reads the copy with it; keep it apart.",
+            text(m, "has a second copy")
+        )
+    })?;
     Ok(Exit::Ok)
 }
 

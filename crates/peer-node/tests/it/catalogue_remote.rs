@@ -387,6 +387,7 @@ async fn what_a_lying_node_says_is_refused_with_its_name() {
         record: Some(record.signed().clone()),
         index_id: 1,
         max_sequence: 100,
+        complete: true,
         ..Default::default()
     };
     let mut forged = state(&annas.record);

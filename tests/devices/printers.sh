@@ -235,6 +235,61 @@ for step in journal-write journal-sync account journal-synced accepted output-be
 done
 for step in spool-write spool-sync folder-rename output-end; do crash $step large.pdf 2>/dev/null; done
 
+# A queue of CUPS as the output: what it gets is what was printed, once, also if we are killed while it prints.
+cat >"$work/cups.sh" <<'CUPS'
+mount -t tmpfs tmpfs /run && mkdir -p /run/cups
+mount -t tmpfs tmpfs /var/spool/cups && mkdir -p /var/spool/cups/tmp && chown root:lp /var/spool/cups /var/spool/cups/tmp
+cp -a /etc/cups "$WORK/etc-cups2" && mount --bind "$WORK/etc-cups2" /etc/cups
+python3 - "$WORK/sink" <<'PY' &
+import os, socket, sys
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1", 0)); s.listen(9)
+os.makedirs(sys.argv[1])
+open(sys.argv[1] + "/port.tmp", "w").write(str(s.getsockname()[1]))
+os.rename(sys.argv[1] + "/port.tmp", sys.argv[1] + "/port")
+n = 0
+while True:
+    c, _ = s.accept()
+    got = b""
+    while part := c.recv(65536):
+        got += part
+    c.close()
+    n += 1
+    open("%s/job-%d" % (sys.argv[1], n), "wb").write(got)
+PY
+sink=$!
+for _ in $(seq 50); do [ -e "$WORK/sink/port" ] && break; sleep 0.1; done
+cupsd -f & cups=$!
+for _ in $(seq 50); do [ -S /run/cups/cups.sock ] && break; sleep 0.1; done
+lpadmin -p sink -E -v "socket://127.0.0.1:$(cat "$WORK/sink/port")" -m raw
+start() { : >"$WORK/cups-printer.log"; "$BIN/ipp_printer" --dir "$WORK/state3" --out "$WORK/out3" --to cups:sink >"$WORK/cups-printer.log" 2>&1 & ours=$!
+    for _ in $(seq 100); do grep -q READY "$WORK/cups-printer.log" && break; sleep 0.1; done
+    port=$(sed -n 's/.*READY port=\([0-9]*\) .*/\1/p' "$WORK/cups-printer.log"); }
+files() { for _ in $(seq 300); do [ "$(ls "$WORK/sink" | grep -c job)" -ge "$1" ] && break; sleep 0.1; done; }
+start
+ipptool -tf "$WORK/doc.pdf" "ipp://localhost:$port/ipp/print" /usr/share/cups/ipptool/print-job.test
+files 1
+kill $ours; wait $ours
+export ABORT_AT=output-end:1
+start
+ipptool -tf "$WORK/doc.pdf" "ipp://localhost:$port/ipp/print" /usr/share/cups/ipptool/print-job.test
+wait $ours
+unset ABORT_AT
+start
+files 2
+for _ in $(seq 100); do
+    ipptool -tv "ipp://localhost:$port/ipp/print" /usr/share/cups/ipptool/get-jobs.test | grep -q 'job-id (integer) =' || break
+    sleep 0.1
+done
+sleep 2
+kill $ours $cups $sink
+CUPS
+if [ "$(id -u)" = 0 ]; then
+    WORK=$work BIN=$bin timeout 120 unshare -m --propagation private bash "$work/cups.sh" >"$work/cups.log" 2>&1
+    check "CUPS gets what was printed" cmp "$work/doc.pdf" "$work/sink/job-1"
+    check "CUPS gets a job whose end we did not live to see" cmp "$work/doc.pdf" "$work/sink/job-2"
+    if [ "$(find "$work/sink" -name 'job-*' | wc -l)" = 2 ]; then pass "CUPS gets it once"; else fail "CUPS gets it once"; fi
+fi
+
 # The print dialog's view, from another machine.
 if [ "$(id -u)" != 0 ] || ! ip netns add atrium-prn 2>/dev/null || ! ip netns add atrium-cli 2>/dev/null; then
     echo "SKIPPED the second network namespace: it needs root"

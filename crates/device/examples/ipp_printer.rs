@@ -1,8 +1,8 @@
-//! A folder as a printer in the local network: IPP, IPPS, announced by DNS-SD.
+//! A folder (or, with `--to`, another printer or a CUPS queue) as a printer in the local network: IPP, IPPS, announced by DNS-SD.
 //!
 //! ```text
 //! ipp_printer --dir STATE --out FOLDER [--name NAME] [--port N] [--tls-port N] [--host LABEL --announce]
-//!             [--interface NAME]... [--ppm N] [--manage everybody]
+//!             [--interface NAME]... [--ppm N] [--manage everybody] [--to ipp://HOST:PORT/PATH | --to cups:QUEUE]
 //! ```
 //! Prints `READY port=N tls-port=N` when it listens; ends on SIGTERM or SIGINT. With `ABORT_AT=STEP:N` in the environment
 //! the process aborts when it reaches that step of the spool for the N-th time.
@@ -29,6 +29,7 @@ struct Arguments {
     interfaces: Vec<String>,
     ppm: Option<u32>,
     everybody: bool,
+    to: Option<String>,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -48,6 +49,7 @@ fn arguments() -> Result<Arguments, Failure> {
             "--interface" => found.interfaces.push(value()?),
             "--ppm" => found.ppm = Some(value()?.parse()?),
             "--manage" => found.everybody = value()? == "everybody",
+            "--to" => found.to = Some(value()?),
             "--announce" => found.announce = true,
             other => return Err(format!("unknown argument {other}").into()),
         }
@@ -95,7 +97,13 @@ fn tls(host: &str) -> Result<Arc<rustls::ServerConfig>, Failure> {
 async fn main() -> Result<(), Failure> {
     let arguments = arguments()?;
     let printers = Printers::open(Options { faults: faults(), ..Options::new(&arguments.dir) }).await?;
-    let destination = Destination::Folder { path: arguments.out.clone(), pages_per_minute: arguments.ppm };
+    let destination = match arguments.to.as_deref() {
+        None => Destination::Folder { path: arguments.out.clone(), pages_per_minute: arguments.ppm },
+        Some(to) => match to.strip_prefix("cups:") {
+            Some(queue) => Destination::Cups { queue: queue.into(), server: None },
+            None => Destination::Ipp { uri: to.into() },
+        },
+    };
     let config = match printers.get(&arguments.name) {
         Ok(view) => view.config,
         Err(_) => {

@@ -495,7 +495,8 @@ mod tests {
 
     #[test]
     fn disorder_is_refused() {
-        let table: [(&str, Vec<(u8, &str, &[u8])>); 6] = [
+        type Items<'a> = Vec<(u8, &'a str, &'a [u8])>;
+        let table: [(&str, Items<'_>); 6] = [
             ("value before name", vec![(tag::INTEGER, "", &[0, 0, 0, 1])]),
             ("member outside", vec![(tag::MEMBER_NAME, "", b"a")]),
             ("end outside", vec![(tag::END_COLLECTION, "", b"")]),

@@ -280,7 +280,7 @@ impl Writer {
         self.faults.at("journal-synced").map_err(|_| Failure::Failed)
     }
 
-    fn publish(&mut self, places: Vec<(String, Option<(usize, usize)>)>, base: u64) {
+    fn publish(&mut self, places: Vec<Operation>, base: u64) {
         let mut index = self.index.lock();
         for (key, place) in places {
             let old = match place {
@@ -334,7 +334,7 @@ fn size_of_write(write: &Write) -> usize {
     }
 }
 
-fn encode_write(write: &Write, out: &mut Vec<u8>, places: &mut Vec<(String, Option<(usize, usize)>)>) {
+fn encode_write(write: &Write, out: &mut Vec<u8>, places: &mut Vec<Operation>) {
     let mut head = |kind: u8, key: &str, length: usize| {
         out.push(kind);
         out.extend_from_slice(&(key.len() as u16).to_le_bytes());
@@ -356,8 +356,11 @@ fn encode_write(write: &Write, out: &mut Vec<u8>, places: &mut Vec<(String, Opti
     }
 }
 
+/// A key, and where in the content its new value lies; removed if nowhere.
+type Operation = (String, Option<(usize, usize)>);
+
 /// Operations of a frame's content: key, and place of the value.
-fn decode_content(content: &[u8]) -> Option<Vec<(String, Option<(usize, usize)>)>> {
+fn decode_content(content: &[u8]) -> Option<Vec<Operation>> {
     let mut found = Vec::new();
     let mut at = 0;
     while at < content.len() {

@@ -306,7 +306,7 @@ impl Upload {
 
     fn check_disk(&self) -> Result<()> {
         let access = core_access(&self.printers);
-        let Ok(disk) = rustix::fs::statvfs(&access.spool_file(".")) else { return Ok(()) };
+        let Ok(disk) = rustix::fs::statvfs(access.spool_file(".")) else { return Ok(()) };
         if disk.f_bavail.saturating_mul(disk.f_frsize) < access.reserve_bytes() {
             return Err(super::journal::Failure::Full.into());
         }

@@ -75,6 +75,18 @@ impl Node {
     }
 }
 
+/// The boss may do everything, nobody nothing, others print.
+struct Careful;
+impl Access for Careful {
+    fn allows(&self, who: &Who, _: &Peer, _: &str, right: Right) -> bool {
+        match who.caller.person.as_str() {
+            "boss" => true,
+            "nobody" => false,
+            _ => right != Right::Manage,
+        }
+    }
+}
+
 fn files(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     entries.map(|e| e.unwrap().path()).filter(|p| !p.file_name().unwrap().to_str().unwrap().starts_with('.')).collect()
@@ -182,16 +194,6 @@ async fn a_far_printer_that_is_off_or_refuses_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_cancel_nothing_and_only_managers_pause() {
-    struct Careful;
-    impl Access for Careful {
-        fn allows(&self, who: &Who, _: &Peer, _: &str, right: Right) -> bool {
-            match who.caller.person.as_str() {
-                "boss" => true,
-                "nobody" => false,
-                _ => right != Right::Manage,
-            }
-        }
-    }
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), Careful, |_| {}).await;
     assert_eq!(node.ask(&node.request(Operation::PausePrinter, "anna")).await.status(), Some(Status::NotAuthorized));
@@ -299,7 +301,7 @@ async fn jobs_of_several_documents_and_pins_work_over_ipp() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_pulled_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), Open, |_| {}).await;
+    let node = Node::start(dir.path(), Careful, |_| {}).await;
     let mut subscribe = node.request(Operation::CreatePrinterSubscriptions, "anna");
     let wanted = subscribe.group_mut(group::SUBSCRIPTION);
     wanted.put("notify-pull-method", Value::keyword("ippget"));

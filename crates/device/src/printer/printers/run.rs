@@ -43,8 +43,8 @@ pub(super) fn after(inner: &Arc<Inner>, ticket: Ticket, starts: Vec<Start>, file
         inner.tasks.spawn(async move {
             if ticket.await.is_ok() {
                 let paths: Vec<_> = files.iter().map(|f| own.spool_file(f)).collect();
-                let _ =
-                    tokio::task::spawn_blocking(move || paths.iter().for_each(|p| drop(std::fs::remove_file(p)))).await;
+                let remove = move || paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
+                let _ = own.tasks.spawn_blocking(remove).await;
             }
         });
     }
@@ -96,7 +96,7 @@ async fn order(
             .map_err(|error| error.message().to_owned());
         Some((output, order))
     };
-    tokio::task::spawn_blocking(prepare).await.ok().flatten()
+    inner.tasks.spawn_blocking(prepare).await.ok().flatten()
 }
 
 fn report(inner: Weak<Inner>, printer: String, id: JobId) -> Report {

@@ -153,7 +153,7 @@ async fn a_job_that_is_acknowledged_is_printed_once_wherever_the_process_dies() 
             rig.switch.die_at(point, count);
             let mut acknowledged = Vec::new();
             for round in 0..4u32 {
-                let pages = if (round as usize + n) % 2 == 0 { 1 } else { 900 };
+                let pages = if (round as usize + n).is_multiple_of(2) { 1 } else { 900 };
                 let content = pdf::sample(pages, "crash");
                 if let Ok(job) = print(&printers, &anna(), JobRequest::default(), &content).await {
                     acknowledged.push(job);

@@ -513,8 +513,14 @@ impl Ask<'_> {
                     first.and_then(Value::as_str).map(|n| changes.name = Some(crate::printer::model::clean(n, 255)))
                 }
                 "job-hold-until" => match first.and_then(Value::as_str) {
-                    Some("no-hold") => Some(changes.hold = Some(None)),
-                    Some("indefinite") => Some(changes.hold = Some(Some(Hold::Indefinite))),
+                    Some("no-hold") => {
+                        changes.hold = Some(None);
+                        Some(())
+                    }
+                    Some("indefinite") => {
+                        changes.hold = Some(Some(Hold::Indefinite));
+                        Some(())
+                    }
                     _ => None,
                 },
                 _ => None,

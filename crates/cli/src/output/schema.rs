@@ -87,11 +87,13 @@ macro_rules! objects {
 }
 
 mod peers;
+mod prints;
 pub use peers::*;
+pub use prints::*;
 
 /// All objects of the contract.
 pub fn descriptions() -> Vec<Description> {
-    server_objects().into_iter().chain(peer_objects()).collect()
+    server_objects().into_iter().chain(peer_objects()).chain(print_objects()).collect()
 }
 
 objects! {

@@ -12,6 +12,7 @@ mod locks;
 mod peers;
 pub(crate) mod places;
 mod queue;
+pub mod server_print;
 mod share;
 mod status;
 mod sync;

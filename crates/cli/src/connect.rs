@@ -20,6 +20,7 @@ use proto::v1::admin_service_client::AdminServiceClient;
 use proto::v1::device_service_client::DeviceServiceClient;
 use proto::v1::directory_service_client::DirectoryServiceClient;
 use proto::v1::file_service_client::FileServiceClient;
+use proto::v1::print_service_client::PrintServiceClient;
 use proto::v1::session_service_client::SessionServiceClient;
 use proto::v1::watch_service_client::WatchServiceClient;
 use std::os::unix::net::UnixStream;
@@ -149,6 +150,8 @@ clients! {
     devices: DeviceServiceClient;
     /// Information and upkeep.
     admin: AdminServiceClient;
+    /// Print queues.
+    prints: PrintServiceClient;
     /// Changes as they happen.
     watch: WatchServiceClient;
 }

@@ -10,6 +10,8 @@
 //! long as [`RetryPolicy`] says. Uploads are idempotent (one upload id, one result); downloads keep what is verified in a
 //! file beside the target. Nothing half-done becomes visible: on the server the commit publishes, here the rename does.
 //!
+//! * [`print_pull`]: print jobs from the server to the machine that has the printer.
+//!
 //! Every function may be dropped at any point. An upload that was begun is forgotten by the server after an hour; a
 //! download leaves its unfinished file, from which the next one goes on.
 //!
@@ -22,6 +24,7 @@ mod get_tree;
 mod link;
 mod local;
 mod options;
+pub mod print_pull;
 mod progress;
 mod put;
 mod put_batch;

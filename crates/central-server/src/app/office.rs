@@ -7,6 +7,7 @@
 //! DATA/keys/server.* the server's key and certificate
 //! DATA/store/        metadata (see common::store)
 //! DATA/chunks/       content (see common::chunk)
+//! DATA/print/        documents of print jobs (see super::print)
 //! DATA/admin.sock    administration on this machine
 //! ```
 //!

@@ -18,6 +18,7 @@ mod limits;
 mod membership;
 mod model;
 mod print;
+mod print_pull;
 mod print_service;
 mod program;
 mod server;

@@ -1,7 +1,7 @@
 //! Running an office.
 
 use super::PasswordSource;
-use super::value::{self, GrantArg, QuotaTarget, RootArg};
+use super::value::{self, GrantArg, QuotaTarget, RootArg, Whom};
 use crate::complete::remote_paths;
 use clap::{ArgAction, Args, Subcommand, ValueHint};
 use clap_complete::engine::ArgValueCompleter;
@@ -88,6 +88,14 @@ pub enum AdminArea {
     Devices {
         #[command(subcommand)]
         action: DevicesAction,
+    },
+    /// Printers that machines offer to the whole office through the server
+    #[command(
+        after_help = "Examples:\n  atrium admin printers list\n  atrium admin printers grant laser everyone=write\n  atrium admin printers quota anna --sheets 200"
+    )]
+    Printers {
+        #[command(subcommand)]
+        action: PrintersAction,
     },
     /// The audit log
     #[command(after_help = "Examples:\n  atrium admin audit list --newest --limit 20\n  atrium admin audit verify")]
@@ -332,6 +340,94 @@ pub enum DevicesAction {
         id: String,
         #[command(flatten)]
         yes: Confirm,
+    },
+}
+
+/// Printers.
+#[derive(Subcommand, Debug)]
+pub enum PrintersAction {
+    /// List all
+    #[command(after_help = "Example:\n  atrium admin printers list")]
+    List,
+    /// List everybody's jobs, the newest first
+    #[command(after_help = "Examples:\n  atrium admin printers jobs\n  atrium admin printers jobs laser --ended")]
+    Jobs {
+        /// Of this printer; of all if left out
+        printer: Option<String>,
+        /// Ended ones too
+        #[arg(long)]
+        ended: bool,
+    },
+    /// Give a right: write to print, manage for all jobs
+    #[command(
+        after_help = "Examples:\n  atrium admin printers grant laser everyone=write\n  atrium admin printers grant laser anna=manage"
+    )]
+    Grant {
+        /// Name of the printer
+        printer: String,
+        /// Who may do what: anna=write, group:sales=write, everyone=see
+        grant: GrantArg,
+    },
+    /// Take a right away
+    #[command(after_help = "Example:\n  atrium admin printers revoke laser everyone")]
+    Revoke {
+        /// Name of the printer
+        printer: String,
+        /// Whose: anna, group:sales, everyone
+        whom: Whom,
+    },
+    /// Forget a printer with its rights; its jobs are canceled
+    ///
+    /// Its machine offers it anew, with no rights for anybody, unless it is told otherwise there.
+    #[command(after_help = "Example:\n  atrium admin printers remove laser --yes")]
+    Remove {
+        /// Name of the printer
+        printer: String,
+        #[command(flatten)]
+        yes: Confirm,
+    },
+    /// Give a printer's name and jobs to another machine
+    ///
+    /// Jobs that the old machine had taken are printed by the new one; they say that they may be printed twice.
+    #[command(
+        after_help = "Example:\n  atrium admin printers move laser 3f9a2b7c81d04e5f3f9a2b7c81d04e5f3f9a2b7c81d04e5f3f9a2b7c81d04e5f"
+    )]
+    Move {
+        /// Name of the printer
+        printer: String,
+        /// Device id of the machine, as `atrium admin devices list --json` shows it
+        device: String,
+        #[command(flatten)]
+        yes: Confirm,
+    },
+    /// Set how much a person may print, or everybody who has no quota of their own
+    #[command(
+        after_help = "Examples:\n  atrium admin printers quota --sheets 500\n  atrium admin printers quota anna --sheets 50 --period week\n  atrium admin printers quota anna"
+    )]
+    Quota {
+        /// User name; everybody without a quota of their own if left out
+        user: Option<String>,
+        /// Sheets in a period; 0 means no limit
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        sheets: u64,
+        /// Bytes of documents in a period, for example 1GiB; none means no limit
+        #[arg(long = "bytes", value_parser = value::size, default_value = "none", value_name = "SIZE")]
+        size: u64,
+        /// How long a period is
+        #[arg(long, value_enum, default_value_t = value::PrintPeriodArg::Month, value_name = "PERIOD")]
+        period: value::PrintPeriodArg,
+    },
+    /// List quotas
+    #[command(after_help = "Example:\n  atrium admin printers quotas")]
+    Quotas,
+    /// List what people printed
+    #[command(
+        after_help = "Examples:\n  atrium admin printers accounts\n  atrium admin printers accounts --days 365 --json"
+    )]
+    Accounts {
+        /// So many days, today included
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+        days: u32,
     },
 }
 

@@ -158,6 +158,28 @@ impl FromStr for GrantArg {
     }
 }
 
+/// How long a period of a print quota is, in UTC.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrintPeriodArg {
+    /// From midnight
+    Day,
+    /// From Monday
+    Week,
+    /// From the first of the month
+    Month,
+}
+
+impl PrintPeriodArg {
+    /// As the contract writes it.
+    pub fn wire(self) -> v1::PrintPeriod {
+        match self {
+            Self::Day => v1::PrintPeriod::Day,
+            Self::Week => v1::PrintPeriod::Week,
+            Self::Month => v1::PrintPeriod::Month,
+        }
+    }
+}
+
 /// What a quota is for: a user's private directory or a public directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QuotaTarget {

@@ -4,6 +4,7 @@ mod audit;
 mod devices;
 mod directories;
 mod groups;
+mod printers;
 mod upkeep;
 mod users;
 
@@ -25,6 +26,7 @@ pub(super) async fn admin(c: &Context, args: Admin) -> Result<Exit> {
         AdminArea::Invite { lifetime, purpose } => devices::invite(c, &office, lifetime, purpose).await,
         AdminArea::Invites { action } => devices::invites(c, &office, action).await,
         AdminArea::Devices { action } => devices::devices(c, &office, action).await,
+        AdminArea::Printers { action } => printers::printers(c, &office, action).await,
         AdminArea::Audit { action } => audit::audit(c, &office, action).await,
         AdminArea::Backup { directory } => upkeep::backup(c, &office, &directory).await,
         AdminArea::Scrub { rate } => upkeep::scrub(c, &office, rate).await,

@@ -88,12 +88,15 @@ macro_rules! objects {
 
 mod devices;
 mod peers;
+mod prints;
 pub use devices::*;
 pub use peers::*;
+pub use prints::*;
 
 /// All objects of the contract.
 pub fn descriptions() -> Vec<Description> {
-    server_objects().into_iter().chain(peer_objects()).chain(device_objects()).collect()
+    let shared = peer_objects().into_iter().chain(device_objects());
+    server_objects().into_iter().chain(shared).chain(print_objects()).collect()
 }
 
 objects! {

@@ -426,7 +426,7 @@ impl LocalDeviceService for Fake {
             ..Default::default()
         };
         let mut held = lease(LeaseState::Held, 0);
-        held.notes.push(DeviceNote { from: "carl at carl-pc".into(), text: "please".into(), create_time: None });
+        held.notes.push(DeviceNote { from: "carl at carl-pc".into(), text: "please".into(), age_ms: 1_000 });
         let all = vec![Ok(lease(LeaseState::Waiting, 1)), Ok(held)];
         if self.0.lose {
             let lost = Err(to_status(&Error::new(Reason::LeaseLost, "the lease was taken back")));

@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(TARGET)/tools
 CARGO ?= cargo
 
-.PHONY: help build release test test-rust test-doc test-interop test-readme crash fmt verify-fmt fix-fmt clippy docs deny \
+.PHONY: help build release test test-rust test-doc test-interop test-devices bench-devices crash fmt verify-fmt fix-fmt clippy docs deny \
   verify-proto verify-generated fix-generated verify-units verify-fuzz fuzz ci demo up down bench-files bench-peers cluster cluster-down install
 
 help: ## Show this list
@@ -47,6 +47,18 @@ crash: ## Kill the server at random instants while clients work: make crash ROUN
 
 bench-files: release ## Measure against nginx, Samba and rsync where installed (table, and JSON in target/bench)
 	$(TARGET)/release/bench-files
+
+test-devices: ## Printers, drives and disks judged by programs that are not ours (as root; installs them from Debian)
+	$(CARGO) build --workspace --bins
+	$(CARGO) build -p atrium-device --examples
+	tests/devices/printers.sh $(TARGET)/debug/examples
+	NBD_EXPORT=$(TARGET)/debug/examples/nbd_export tests/devices/discs.sh
+	tests/devices/peer.sh $(TARGET)/debug
+
+bench-devices: ## Measure printers beside CUPS and discs beside nbdkit (as root)
+	$(CARGO) build --release -p atrium-device --examples
+	tests/devices/printers_bench.sh $(TARGET)/release/examples
+	NBD_EXPORT=$(TARGET)/release/examples/nbd_export tests/devices/discs.sh --bench
 
 bench-peers: release ## Measure peers in a network lab, beside Syncthing and BitTorrent where installed (as root)
 	$(TARGET)/release/bench-peers

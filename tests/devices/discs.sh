@@ -24,7 +24,7 @@ done
 if [ -n "$missing" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # shellcheck disable=SC2086
-    apt-get install -y --no-install-recommends $missing >/dev/null 2>&1
+    apt-get update -q >/dev/null 2>&1; DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing >/dev/null 2>&1
   fi
   for tool in "${!packages[@]}"; do
     command -v "$tool" >/dev/null || { echo "missing: $tool (apt-get install ${packages[$tool]})"; exit 2; }

@@ -37,6 +37,7 @@ done
 [ -x /usr/lib/cups/filter/pdftopdf ] || packages+=(cups-filters)
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ]; then
+        apt-get update -q >"$work/apt.log" 2>&1
         DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >"$work/apt.log" 2>&1 ||
             { echo "missing, and not installable: ${packages[*]}"; tail -3 "$work/apt.log"; exit 1; }
     else

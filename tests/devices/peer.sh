@@ -1,0 +1,103 @@
+#!/bin/bash
+# The same judges through real peers: the five suites of ipptool against a printer of a peer-node, and a disc that another
+# peer-node reads over the network and gives to nbdinfo, nbdcopy, qemu-img and nbdkit's checkwrite filter.
+#
+#   tests/devices/peer.sh DIRECTORY     where peer-node and atrium are, such as target/debug
+set -u
+bin=$(realpath "${1:?where are peer-node and atrium?}")
+suites=/usr/share/cups/ipptool
+missing=
+for pair in ipptool:cups-ipp-utils nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdkit:nbdkit qemu-img:qemu-utils xorriso:xorriso; do
+  command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+done
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ]; then
+  # shellcheck disable=SC2086
+  apt-get update -q >/dev/null 2>&1; DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing >/dev/null 2>&1
+elif [ -n "$missing" ]; then
+  echo "missing:$missing"; exit 2
+fi
+work=$(mktemp -d)
+pids=()
+passed=0 failed=0
+finish() { for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null; done; rm -rf "$work"; }
+trap finish EXIT
+ok() { passed=$((passed + 1)); echo "ok      $*"; }
+bad() { failed=$((failed + 1)); echo "FAILED  $*"; }
+check() { local what=$1; shift; if "$@" >"$work/check.log" 2>&1; then ok "$what"; else bad "$what"; tail -5 "$work/check.log"; fi; }
+
+start() { # NAME SEED
+  mkdir -p "$work/$1"
+  cat >"$work/$1/peer.toml" <<CONF
+[node]
+state_directory = "$work/$1/state"
+socket = "$work/$1/peer.sock"
+listen = ["127.0.0.1:0"]
+name = "$1"
+[discovery]
+mdns = false
+beacon = false
+seeds = [$2]
+[devices]
+ipp_listen = ["127.0.0.1:0"]
+ipps_listen = ["127.0.0.1:0"]
+announce = false
+CONF
+  "$bin/peer-node" --config "$work/$1/peer.toml" >"$work/$1/out" 2>"$work/$1/log" &
+  pids+=($!)
+  for _ in $(seq 200); do grep -q 127.0.0.1: "$work/$1/out" && break; sleep 0.05; done
+}
+at() { local name=$1; shift; ATRIUM_PEER_SOCKET="$work/$name/peer.sock" "$bin/atrium" "$@"; }
+until_so() { for _ in $(seq 200); do "$@" >/dev/null 2>&1 && return 0; sleep 0.05; done; return 1; }
+
+start anna ""
+address=$(grep -o '127.0.0.1:[0-9]*' "$work/anna/out" | head -1)
+start bert "\"$address\""
+at anna init acme --name anna --person anna >/dev/null
+at anna invite --for bert 2>/dev/null | at bert join "$address" --code-file - --name bert >/dev/null 2>&1
+
+at anna share printers/laser --output "folder:$work/paper" --with everyone --in-color --duplex >/dev/null
+has() { at bert devices --json | grep -q "$1"; }
+until_so has printers/laser || bad "the other peer does not see the printer"
+printf '%%PDF-1.4\n1 0 obj\n<</Type/Catalog/Pages 2 0 R>>\nendobj\n2 0 obj\n<</Type/Pages/Kids[3 0 R]/Count 1>>\nendobj\n3 0 obj\n<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]>>\nendobj\nxref\n0 4\n0000000000 65535 f \n0000000009 00000 n \n0000000054 00000 n \n0000000105 00000 n \ntrailer\n<</Size 4/Root 1 0 R>>\nstartxref\n170\n%%%%EOF\n' >"$work/doc.pdf"
+for scheme in ipp ipps; do
+  uri=$(at bert devices acme/anna/printers/laser --json | grep -o "$scheme://[^\"]*" | head -1)
+  for suite in ipp-1.1:1.1 ipp-2.0:2.0 ipp-2.1:2.1 ipp-2.2:2.2 ipp-everywhere:2.0; do
+    timeout 300 ipptool -V "${suite##*:}" -tI -f "$work/doc.pdf" "$uri" "$suites/${suite%%:*}.test" >"$work/suite.log" 2>&1
+    good=$(grep -c '\[PASS\]' "$work/suite.log") wrong=$(grep -c '\[FAIL\]' "$work/suite.log")
+    if [ "$wrong" = 0 ] && [ "$good" -ge 30 ]; then ok "${suite%%:*} over $scheme: $good passed"
+    else bad "${suite%%:*} over $scheme: $good passed, $wrong failed"; grep -A8 '\[FAIL\]' "$work/suite.log" | head -24; fi
+  done
+done
+
+mkdir -p "$work/content/letters"
+head -c 40000000 /dev/urandom >"$work/content/film.bin"
+echo "dear bert" >"$work/content/letters/an old letter.txt"
+xorriso -as mkisofs -quiet -R -J -V FIRST -o "$work/disc.iso" "$work/content" 2>/dev/null
+at anna share drives/dvd --image "$work/disc.iso" --with everyone=write >/dev/null
+until_so has FIRST || bad "the other peer does not see the disc"
+at bert disc export acme/anna/drives/dvd --nbd --nbd-socket "$work/nbd.sock" --http --json >"$work/uris" 2>/dev/null &
+pids+=($!)
+until_so test -s "$work/uris"
+tcp=$(grep -o 'nbd://[0-9.:]*' "$work/uris" | head -1) unix="nbd+unix:///?socket=$work/nbd.sock"
+http=$(grep -o 'http://[0-9.:]*/' "$work/uris" | head -1)
+check "nbdinfo" nbdinfo "$tcp"
+check "nbdinfo --map" nbdinfo --map "$tcp"
+check "nbdcopy and cmp" sh -c "nbdcopy '$tcp' '$work/copy.iso' && cmp '$work/copy.iso' '$work/disc.iso'"
+check "nbdcopy over a Unix socket" sh -c "nbdcopy '$unix' '$work/copy2.iso' && cmp '$work/copy2.iso' '$work/disc.iso'"
+check "qemu-img compare" qemu-img compare -f raw -F raw "$work/disc.iso" "$tcp"
+nbdkit -U "$work/check.sock" --pidfile "$work/check.pid" --filter=checkwrite file "$work/disc.iso"
+check "nbdkit checkwrite, 4 connections of 64 requests" nbdcopy --connections=4 --requests=64 "$tcp" "nbd+unix:///?socket=$work/check.sock"
+kill "$(cat "$work/check.pid")" 2>/dev/null
+check "the image over HTTP in a range" bash -c "curl -sf -r 100000-299999 '${http}disc.iso' | cmp - <(tail -c +100001 '$work/disc.iso' | head -c 200000)"
+check "a file of the disc" sh -c "ATRIUM_PEER_SOCKET='$work/bert/peer.sock' '$bin/atrium' cat 'acme/anna/drives/dvd/letters/an old letter.txt' | cmp - '$work/content/letters/an old letter.txt'"
+# Another disc: nothing of it is given to who opened the first one.
+xorriso -as mkisofs -quiet -R -J -V SECOND -o "$work/second.iso" "$work/content/letters" 2>/dev/null
+at anna disc insert drives/dvd "$work/second.iso" >/dev/null
+until_so has SECOND
+changed() { ! timeout 20 nbdcopy "$tcp" null: 2>/dev/null; }
+check "the old disc cannot be read any more" until_so changed
+ripped() { at bert disc rip acme/anna/drives/dvd "$work/second-copy.iso" && cmp "$work/second-copy.iso" "$work/second.iso"; }
+check "the new one can" ripped
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

@@ -129,7 +129,8 @@ pub struct JobReport {
     pub sheets: u64,
 }
 
-/// The machine's own spool and printers. Jobs are named by the ids that the server gave them.
+/// The machine's own spool and printers. Jobs are named by the ids that the server gave them. Only one program at a time pulls
+/// into a spool.
 pub trait PulledPrinter: Send + Sync + 'static {
     /// Names the place where accepted jobs are kept. It must be another one after that place was lost or replaced.
     fn spool_id(&self) -> Uuid;

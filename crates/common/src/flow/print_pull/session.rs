@@ -164,7 +164,12 @@ impl<P: PulledPrinter> Pull<P> {
                     let asked = Duration::from_secs(u64::from(answer.into_inner().renew_seconds));
                     self.renew = if asked.is_zero() { self.settings.renew } else { asked.min(self.settings.renew) };
                 }
-                Err(error) if error.is_transient() || error.kind() == Kind::PermissionDenied => return Err(error),
+                Err(error)
+                    if error.is_transient()
+                        || matches!(error.kind(), Kind::PermissionDenied | Kind::Unauthenticated) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => refused.push((printer.name.clone(), error.message().to_owned())),
             }
         }

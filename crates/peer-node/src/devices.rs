@@ -37,6 +37,7 @@ mod media;
 mod mirror;
 mod own;
 mod print;
+mod pull;
 mod remote;
 mod uses;
 

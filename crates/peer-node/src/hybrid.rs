@@ -158,6 +158,19 @@ impl Hybrid {
     }
 }
 
+impl Hybrid {
+    /// A connection as this machine, by its certificate, if it has joined the office's server. For what machines do
+    /// whoever is signed in.
+    pub fn device_connection(&self) -> Option<common::rpc::OfficeConnection> {
+        let membership = self.membership()?;
+        let server = self.0.office.view().server().cloned()?;
+        let certificate_pem = membership.certificate_pem.clone();
+        let credentials = common::tls::DeviceCredentials { key: self.0.key.clone(), certificate_pem };
+        let options = common::rpc::ConnectOptions::new(&*server.server, &*server.ca_pem).device(credentials);
+        common::rpc::OfficeConnection::lazy(&options).ok()
+    }
+}
+
 /// The sockets where this machine's agent may be: the user's own, then the system's.
 pub fn agent_sockets() -> Vec<PathBuf> {
     let named = std::env::var_os("ATRIUM_AGENT_SOCKET").map(PathBuf::from);

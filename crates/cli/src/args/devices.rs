@@ -207,7 +207,7 @@ impl Sides {
 /// connection breaks, the same document is sent again and printed once.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  atrium print plan.pdf --at reception\n  atrium print a.pdf b.pdf --at laser --copies 2 --sides long --mono\n  atrium print letter.pdf --pin\n  pdfseparate -f 1 -l 1 a.pdf /dev/stdout | atrium print - --at laser --name \"page one\""
+    after_help = "Examples:\n  atrium print plan.pdf --at reception\n  atrium print a.pdf b.pdf --at laser --copies 2 --sides long --mono\n  atrium print letter.pdf --pin\n  atrium print plan.pdf --via-server laser.anna-pc\n  pdfseparate -f 1 -l 1 a.pdf /dev/stdout | atrium print - --at laser --name \"page one\""
 )]
 pub struct Print {
     /// Files; - is standard input
@@ -216,6 +216,9 @@ pub struct Print {
     /// The printer; may be left out if there is only one
     #[arg(long, value_name = "PRINTER", add = ArgValueCompleter::new(printers))]
     pub at: Option<Address>,
+    /// A printer of the office, through its central server; `atrium jobs --server-queue` shows what becomes of it
+    #[arg(long, value_name = "PRINTER", conflicts_with_all = ["at", "pin", "pin_file", "priority"])]
+    pub via_server: Option<String>,
     /// How many times; at most 999
     #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=999), value_name = "N")]
     pub copies: u32,
@@ -268,6 +271,9 @@ pub struct Jobs {
     /// Those that have ended as well
     #[arg(short, long)]
     pub all: bool,
+    /// Jobs at the office's central server instead
+    #[arg(long = "server-queue", visible_alias = "at-server")]
+    pub at_server: bool,
 }
 
 /// What to do with jobs.
@@ -278,6 +284,13 @@ pub enum JobsAction {
     Show {
         /// PRINTER#NUMBER, as listed
         job: JobRef,
+    },
+    /// Take back jobs at the office's central server
+    #[command(after_help = "Example:\n  atrium jobs cancel-at-server 0199e2a4-5b1c-7d3e-8f90-a1b2c3d4e5f6")]
+    CancelAtServer {
+        /// Ids, as `atrium jobs --server-queue` lists them
+        #[arg(required = true, value_name = "JOB")]
+        jobs: Vec<String>,
     },
     /// Do not print them until they are released
     #[command(after_help = "Example:\n  atrium jobs hold laser#12")]

@@ -4,13 +4,15 @@
 //! is small (at most [`DEVICES_MAX`]) and wholly in memory; each change is on disk before it is answered.
 
 use common::error::{Error, Reason, Result};
-use common::model::{EntryName, fold};
+use common::model::{EntryName, Right, fold};
 use common::store::{Store, prefix_end};
 use device::model::Kind;
 use parking_lot::RwLock;
 use prost::Message;
 use proto::peer::v1 as wire;
 use proto::peer::v1::share_device_request::Kind as Share;
+use proto::v1::Grant;
+use proto::v1::principal::Kind as Principal;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -72,6 +74,13 @@ pub fn is_simulated(share: &wire::ShareDeviceRequest) -> bool {
         Some(Share::Drive(d)) => matches!(d.kind, Some(wire::drive_share::Kind::Image(_))),
         _ => false,
     }
+}
+
+/// The right that everybody in the office has.
+pub fn everyones(share: &wire::ShareDeviceRequest) -> Option<Right> {
+    let of_everyone =
+        |g: &&Grant| matches!(g.principal.as_ref().and_then(|p| p.kind.as_ref()), Some(Principal::Everyone(true)));
+    share.grants.iter().filter(of_everyone).filter_map(|g| Right::from_number(g.right)).max()
 }
 
 /// All of them.

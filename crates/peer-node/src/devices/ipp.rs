@@ -7,7 +7,7 @@
 //! The certificate is made once and kept (`STATE/devices/ipps.pem`): programs that remember what they saw first, as CUPS
 //! does, go on to trust it. It proves nothing else, as with any network printer.
 
-use super::book::Entry;
+use super::book::{self, Entry};
 use super::{Devices, access};
 use crate::settings::DeviceSettings;
 use common::error::{Error, Reason, Result};
@@ -21,7 +21,6 @@ use device::printer::service::{Access, Peer, Service, ServiceOptions};
 use device::printer::Who;
 use parking_lot::Mutex;
 use proto::peer::v1 as wire;
-use proto::v1::principal::Kind as Principal;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::BTreeSet;
@@ -64,11 +63,7 @@ fn everyones(entry: &Entry) -> Option<Right> {
     if printer.members_only {
         return None;
     }
-    let of_everyone = |g: &&proto::v1::Grant| {
-        matches!(g.principal.as_ref().and_then(|p| p.kind.as_ref()), Some(Principal::Everyone(true)))
-    };
-    let rights = entry.share.grants.iter().filter(of_everyone).filter_map(|g| Right::from_number(g.right));
-    rights.max().filter(|r| *r >= Right::Write)
+    book::everyones(&entry.share).filter(|r| *r >= Right::Write)
 }
 
 struct Gate(Devices);

@@ -73,7 +73,7 @@ fn ticket_of(header: &wire::PrintHeader) -> Result<Ticket> {
 }
 
 /// "1-3,7" as ranges.
-fn pages_of(text: &str) -> Result<Vec<(u32, u32)>> {
+pub(super) fn pages_of(text: &str) -> Result<Vec<(u32, u32)>> {
     let wrong = || field("pages", "the pages are not written like 1-3,7");
     if text.trim().is_empty() {
         return Ok(Vec::new());
@@ -434,7 +434,7 @@ impl Devices {
     }
 }
 
-fn reasons_of(view: &PrinterView) -> String {
+pub(super) fn reasons_of(view: &PrinterView) -> String {
     let told = view.reasons.iter().filter(|r| *r != "none").cloned();
     told.collect::<Vec<_>>().join(", ")
 }

@@ -55,6 +55,7 @@ pub(super) async fn open(ground: Ground) -> Result<(Parts, Serving)> {
     let serving = endpoint.serve(routes);
     let presence = ground.presence(&office, &network)?;
     hybrid.start(&network, &ground.shutdown);
+    ground.shutdown.spawn_until(devices.clone().pull_prints(hybrid.clone()));
     let Ground { settings, key, clock, store, .. } = ground;
     let parts = Parts {
         settings,

@@ -5,6 +5,7 @@ use crate::args::device_value::JobRef;
 use crate::args::{Jobs, JobsAction, Printer, PrinterAction};
 use crate::commands::Several;
 use crate::commands::peers::warn_of;
+use crate::commands::server_print::{self, ServerJobVerb, ServerJobs};
 use crate::exit::Exit;
 use crate::output::format::{bytes, count, minute, pad, safe};
 use crate::output::schema::{PrintJob, SharedDevice};
@@ -19,6 +20,11 @@ const JOBS_MAX: u32 = 1000;
 
 pub(in crate::commands) async fn jobs(c: &Context, args: Jobs) -> Result<Exit> {
     match args.action {
+        None if args.at_server => {
+            let printer = args.printer.map(|p| p.to_string()).unwrap_or_default();
+            server_print::jobs(c, ServerJobs { printer, everyone: false, ended: args.all }).await
+        }
+        Some(JobsAction::CancelAtServer { jobs }) => server_print::control(c, ServerJobVerb::Cancel, &jobs).await,
         None => list(c, args.printer.map(|p| p.to_string()), args.all).await,
         Some(JobsAction::Show { job }) => {
             let job = PrintJob::from(control(c, &job, Verb::Show, 0, String::new()).await?);

@@ -5,6 +5,7 @@ use super::{Context, all, patiently, wish_id};
 use crate::args::Print;
 use crate::commands::Several;
 use crate::commands::peers::warn_of;
+use crate::commands::server_print::{self, ServerPrint};
 use crate::exit::Exit;
 use crate::output::format::{bytes, count, safe};
 use crate::output::schema::PrintJob;
@@ -15,6 +16,7 @@ use crate::prompt::{self, Secret};
 use common::error::{Error, Reason, Result};
 use common::model::Right;
 use proto::peer::v1 as wire;
+use proto::v1;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -28,6 +30,24 @@ pub(in crate::commands) async fn print(c: &Context, args: Print) -> Result<Exit>
     let from_stdin = args.files.iter().filter(|f| *f == Path::new("-")).count();
     if from_stdin > 1 || (from_stdin == 1 && args.pin_file.as_deref() == Some(Path::new("-"))) {
         return Err(usage("standard input can be read only once", "name files, or give the PIN in a file"));
+    }
+    if let Some(printer) = args.via_server {
+        let options = v1::PrintOptions {
+            copies: args.copies,
+            sides: args.sides.map(|s| s.word().to_owned()).unwrap_or_default(),
+            color_mode: if args.mono { "monochrome".to_owned() } else { String::new() },
+            media: args.media.unwrap_or_default(),
+            pages: args.pages.unwrap_or_default(),
+        };
+        let what = ServerPrint {
+            files: args.files,
+            printer,
+            options,
+            hold: args.hold,
+            name: args.name.unwrap_or_default(),
+            format: args.format.unwrap_or_default(),
+        };
+        return server_print::print(c, what).await;
     }
     let peer = c.peer()?;
     let printer = match &args.at {

@@ -142,8 +142,11 @@ async fn a_crash_before_the_far_printers_answer_doubles_nothing() {
         let far_node = Node::start(far.path(), Open, |_| {}).await;
         let (printers, switch) = open(near.path()).await;
         printers.put(PrinterConfig::new("laser", Destination::Ipp { uri: far_node.uri.clone() })).await.unwrap();
-        switch.die_at(point, 1);
+        printers.pause("laser", true).await.unwrap();
         let job = submit(&printers, Ticket::default(), &pdf::sample(1, "once")).await;
+        switch.die_at(point, 1);
+        // It dies while this is answered, or soon after.
+        let _ = printers.pause("laser", false).await;
         tokio::time::timeout(Duration::from_secs(30), async {
             while !switch.is_dead() {
                 tokio::time::sleep(Duration::from_millis(1)).await;

@@ -291,6 +291,8 @@ async fn quotas_count_sheets_and_bytes_and_what_waits() {
         printers.submit("laser", &anna(), JobRequest::default(), DocumentRequest::default(), None).unwrap();
     let error = upload.write(&vec![b'%'; 150_000]).await.unwrap_err();
     assert!(error.is(Reason::PrintQuotaExceeded), "while it comes");
+    // An upload keeps the printers open.
+    drop(upload);
     printers.pause("laser", false).await.unwrap();
     over(&printers, job.id).await;
     let (used, _, allowed) = printers.usage("laser", &anna()).unwrap();

@@ -117,7 +117,7 @@ async fn a_damaged_map_is_left_alone() {
 
 #[tokio::test]
 async fn a_pulled_disc_stops_it_and_keeps_what_was_read() {
-    let disc = noise(8 << 20, 7);
+    let disc = noise(64 << 20, 7);
     let (_drives, drive, control, dir) = drive_with(&disc, Limits::default()).await;
     let image = dir.path().join("out.iso");
     let mut pulled = false;
@@ -129,8 +129,16 @@ async fn a_pulled_disc_stops_it_and_keeps_what_was_read() {
     });
     let error = error.await.unwrap_err();
     assert!(error.is(Reason::DiscChanged), "{error:?}");
+    // Blocks that were read ahead before the pull may still be given out: they are of this disc. Any other one has to ask
+    // the drive, so no more than the cache holds can follow.
     let map = std::fs::read_to_string(dir.path().join("out.iso.map")).unwrap();
-    assert_eq!(Map::parse(&map, disc.len() as u64).unwrap().bytes(Status::Finished), 4 << 20);
+    let map = Map::parse(&map, disc.len() as u64).unwrap();
+    assert!((4 << 20..=20 << 20).contains(&map.bytes(Status::Finished)), "{map}");
+    let part = std::fs::read(dir.path().join("out.iso.part")).unwrap();
+    for (run, _) in map.runs().filter(|(_, status)| *status == Status::Finished) {
+        let run = run.start as usize..run.end as usize;
+        assert!(part[run.clone()] == disc[run]);
+    }
 }
 
 #[tokio::test]

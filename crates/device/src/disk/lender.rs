@@ -443,8 +443,10 @@ impl Lender {
             s.places.iter().filter(|(_, p)| !p.fresh && over(p)).map(|(id, _)| *id).collect()
         });
         // One place that cannot be wiped keeps no other from it.
-        let wiped = over.into_iter().map(|id| self.wipe(id, Some(now_ms)));
-        let wiped = wiped.fold(Ok(()), |all: Result<()>, one| all.and(one));
+        let mut wiped = Ok(());
+        for id in over {
+            wiped = wiped.and(self.wipe(id, Some(now_ms)));
+        }
         self.remove_idle_parts(now_ms)?;
         self.remove_retired(now_ms)?;
         self.forget_wiped(now_ms)?;
@@ -538,7 +540,7 @@ impl Lender {
         self.disk().sync_names()?;
         let now_ms = self.now_ms();
         let record = self.state(|s| {
-            let Some(place) = s.places.get_mut(&id) else { return None };
+            let place = s.places.get_mut(&id)?;
             let (used, sealed) = (place.used, place.sealed.len());
             let (owner, bytes) = (place.record.owner.clone(), place.record.bytes);
             *place = Place { lock: place.lock.clone(), ..Place::new(place.record.clone()) };

@@ -194,13 +194,11 @@ impl Lender {
         self.admit(id, grows)?;
         let file = self.disk().open(&part_name(id, number));
         let written = file.and_then(|file| {
-            file.write_at(len, &mut [IoSlice::new(&stored)]).map_err(|e| (cut(&*file, len, grows), e)).or_else(
-                |(left, error)| {
-                    self.refund(id, grows - left);
-                    let _ = self.part(id, number, |p| (p.len, p.durable) = (len + left, None));
-                    Err(error)
-                },
-            )?;
+            file.write_at(len, &mut [IoSlice::new(&stored)]).inspect_err(|_| {
+                let left = cut(&*file, len, grows);
+                self.refund(id, grows - left);
+                let _ = self.part(id, number, |p| (p.len, p.durable) = (len + left, None));
+            })?;
             file.sync_data().inspect_err(|_| {
                 // What the disk has now nobody knows; the next attempt finds out by the checksums, from a fresh read.
                 file.forget_pages();

@@ -236,7 +236,7 @@ impl Unfinished {
         rustix::fs::linkat(&self.folder, &self.temporary, &self.folder, &self.name, AtFlags::empty()).map_err(io)?;
         rustix::fs::unlinkat(&self.folder, &self.temporary, AtFlags::empty()).map_err(io)?;
         self.done = true;
-        Ok(rustix::fs::fsync(&self.folder).map_err(io)?)
+        rustix::fs::fsync(&self.folder).map_err(io)
     }
 }
 

@@ -20,8 +20,8 @@
 //!
 //! # Bounds
 //!
-//! 64 devices of a node; 64 streams of reading and of writing at a time, beyond which OVERLOADED; those of
-//! `crates/device` for each kind.
+//! 64 devices of a node; 64 streams of reading and of writing at a time, of one other machine half of them, beyond which
+//! OVERLOADED; those of `crates/device` for each kind.
 
 mod access;
 mod address;
@@ -35,6 +35,7 @@ mod kept;
 mod lease;
 mod media;
 mod mirror;
+mod onward;
 mod own;
 mod print;
 mod pull;
@@ -73,10 +74,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Streams of reading and writing at a time.
 const STREAMS: usize = 64;
+/// Of them for one other machine: nobody can keep all of them.
+const STREAMS_OF_ONE: usize = 32;
 /// Changes are gathered for so long.
 const GATHER: Duration = Duration::from_millis(50);
 /// Where fencing tokens are.
@@ -108,6 +111,25 @@ pub struct DeviceParts {
 #[derive(Clone)]
 pub struct Devices(Arc<Inner>);
 
+/// A place among the streams; free again when it is dropped.
+struct Permit {
+    devices: Devices,
+    caller: DeviceId,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut all = self.devices.0.streams_of.lock();
+        if let Some(count) = all.get_mut(&self.caller) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                all.remove(&self.caller);
+            }
+        }
+    }
+}
+
 struct Inner {
     directory: PathBuf,
     catalogue: Catalogue,
@@ -135,6 +157,10 @@ struct Inner {
     /// One change of what is shared at a time.
     managing: tokio::sync::Mutex<()>,
     streams: Arc<Semaphore>,
+    /// Streams of each other machine.
+    streams_of: Mutex<HashMap<DeviceId, usize>>,
+    /// Shares that are being copied to a mirror place.
+    mirroring: Mutex<HashSet<String>>,
     changes: watch::Sender<u64>,
 }
 
@@ -199,6 +225,8 @@ impl Devices {
             problems: Mutex::default(),
             managing: tokio::sync::Mutex::new(()),
             streams: Arc::new(Semaphore::new(STREAMS)),
+            streams_of: Mutex::default(),
+            mirroring: Mutex::default(),
             changes: watch::Sender::new(0),
             leases: leases.clone(),
             audit: audit.clone(),
@@ -206,7 +234,7 @@ impl Devices {
         shutdown.spawn(audit.run(shutdown.token()));
         shutdown.spawn(leases.run(shutdown.token()));
         for entry in devices.0.book.all() {
-            if let Err(error) = devices.open_device(&entry, None).await {
+            if let Err(error) = devices.open_device(&entry, Some(&entry)).await {
                 tracing::warn!(device = entry.local_name(), %error, "a shared device could not be opened");
                 let problem = remote::own_problem(&entry.local_name(), &error);
                 devices.0.problems.lock().insert(entry.local_name(), problem);
@@ -245,14 +273,14 @@ impl Devices {
     async fn open_device(&self, entry: &Entry, before: Option<&Entry>) -> Result<()> {
         let name = entry.local_name();
         match &entry.share.kind {
-            Some(Share::Printer(share)) => self.open_printer(entry, share).await?,
+            Some(Share::Printer(share)) => self.open_printer(entry, share, before).await?,
             Some(Share::Drive(share)) => {
                 let same = before.is_some_and(|b| b.share.kind == entry.share.kind);
                 if !same || !self.0.opened.lock().contains_key(&name) {
                     self.open_drive(entry, share).await?;
                 }
             }
-            Some(Share::Disk(share)) => self.open_disk(entry, share).await?,
+            Some(Share::Disk(share)) => self.open_disk(entry, share, before).await?,
             None => return Err(Error::new(Reason::ResourceInvalid, "it is no device")),
         }
         self.0.problems.lock().remove(&name);
@@ -298,17 +326,17 @@ impl Devices {
             ..wire::Device::default()
         };
         let detail = match entry.kind {
-            Kind::Printer => self.printer_words(entry, caller).map(|(state, why, detail)| {
-                (state, why, wire::device::Detail::Printer(detail))
-            }),
+            Kind::Printer => self
+                .printer_words(entry, caller)
+                .map(|(state, why, detail)| (state, why, wire::device::Detail::Printer(detail))),
             Kind::Drive => self.own_drive(&name).map(|drive| {
                 let (state, mut detail) = drive_words(&drive.state());
                 detail.format = self.disc_format(&name, detail.generation);
                 (state.to_owned(), String::new(), wire::device::Detail::Drive(detail))
             }),
-            Kind::Disk => self.disk_words(&name).map(|(state, detail)| {
-                (state.to_owned(), String::new(), wire::device::Detail::Disk(detail))
-            }),
+            Kind::Disk => self
+                .disk_words(&name)
+                .map(|(state, detail)| (state.to_owned(), String::new(), wire::device::Detail::Disk(detail))),
         };
         match detail {
             Ok((state, why, detail)) => {
@@ -358,13 +386,48 @@ impl Devices {
         Ok(entry)
     }
 
+    /// The name at this node as it is written here, for one who may see the device; anybody else gets his own words back.
+    fn written(&self, caller: &DeviceId, kind: Kind, name: &str) -> String {
+        let seen = |e: &Arc<Entry>| access::right_of(&*self.0.roster, caller, e).is_some();
+        match self.0.book.get(kind, name).filter(seen) {
+            Some(entry) => entry.local_name(),
+            None => format!("{}/{name}", kind.segment()),
+        }
+    }
+
+    /// A place among the streams that run.
+    ///
+    /// # Errors
+    /// OVERLOADED.
+    fn permit(&self, caller: &DeviceId) -> Result<Permit> {
+        let overloaded = || {
+            Error::new(Reason::Overloaded, "too many are reading or writing at the moment")
+                .retry_after(Duration::from_secs(1))
+        };
+        let place = self.0.streams.clone().try_acquire_owned().map_err(|_| overloaded())?;
+        let mut all = self.0.streams_of.lock();
+        let mine = all.entry(*caller).or_default();
+        if *mine >= STREAMS_OF_ONE && *caller != self.me() {
+            return Err(overloaded());
+        }
+        *mine += 1;
+        drop(all);
+        Ok(Permit { devices: self.clone(), caller: *caller, _place: place })
+    }
+
     /// Finds what an address means.
     ///
     /// # Errors
     /// RESOURCE_UNKNOWN, ADDRESS_AMBIGUOUS, PATH_INVALID.
     pub async fn find(&self, address: &str) -> Result<Target> {
         let claims = self.0.remote.claims();
-        if let Some(target) = address::full(&claims, self.me(), address)? {
+        if let Some(mut target) = address::full(&claims, self.me(), address)? {
+            if target.node == self.me()
+                && let Some(entry) = self.0.book.get(target.kind, &target.name)
+            {
+                // As it is written here: leases and opened devices go by that.
+                target.name.clone_from(&entry.name);
+            }
             return Ok(target);
         }
         if address.contains('/') {
@@ -412,17 +475,23 @@ impl Devices {
     /// The same, and again after each change that the caller could notice.
     fn watch_for(&self, caller: DeviceId) -> Result<grpc::Asked<wire::ListDevicesResponse>> {
         let (devices, changes) = (self.clone(), self.0.changes.subscribe());
-        let state = (devices, changes, None::<wire::ListDevicesResponse>);
-        let answers = futures_util::stream::unfold(state, move |(devices, mut changes, last)| async move {
+        let state = Some((devices, changes, None::<wire::ListDevicesResponse>));
+        let answers = futures_util::stream::unfold(state, move |state| async move {
+            let (devices, mut changes, last) = state?;
             loop {
-                if devices.check_member(&caller).is_err() {
-                    return None;
+                // Rights change with the office: who lost one, or was cut off, hears of it at once.
+                let office = devices.0.roster.changed();
+                if let Err(error) = devices.check_member(&caller) {
+                    return Some((Err(error), None));
                 }
                 let now = devices.list_for(&caller);
                 if last.as_ref() != Some(&now) {
-                    return Some((Ok(now.clone()), (devices, changes, Some(now))));
+                    return Some((Ok(now.clone()), Some((devices, changes, Some(now)))));
                 }
-                changes.changed().await.ok()?;
+                tokio::select! {
+                    changed = changes.changed() => changed.ok()?,
+                    () = office => {}
+                }
                 tokio::time::sleep(GATHER).await;
                 changes.mark_unchanged();
             }

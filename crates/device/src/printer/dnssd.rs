@@ -15,7 +15,7 @@ use common::error::{Error, Reason, Result};
 use mdns_sd::{IfKind, ServiceDaemon, ServiceInfo};
 
 use super::model::PrinterConfig;
-use super::service::{make_and_model, urf};
+use super::service::{is_ours as mark_is_ours, make_and_model, urf};
 
 /// Subtypes, one for each responder.
 const SUBTYPES: [&str; 2] = ["_universal", "_print"];
@@ -40,6 +40,12 @@ pub fn instance(config: &PrinterConfig) -> String {
     let name = if config.info.trim().is_empty() { config.name.clone() } else { super::model::clean(&config.info, 63) };
     // A dot in an instance's name needs an escape that not every program gets right.
     name.replace('.', " ")
+}
+
+/// Whether a printer that says this of its make and model is one of a node of an office: such a printer is announced by
+/// its owner alone.
+pub fn is_ours(make_and_model: &str) -> bool {
+    mark_is_ours(make_and_model)
 }
 
 /// What to announce of a printer. `path`: of its URI, without the first '/'; `host` and `port` make the address of its page.

@@ -33,7 +33,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::attributes::{make_and_model, urf};
+pub(crate) use self::attributes::{is_ours, make_and_model, urf};
 use self::subscriptions::Subscriptions;
 use super::model::{Right, Who};
 use super::printers::Printers;

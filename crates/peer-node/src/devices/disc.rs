@@ -18,7 +18,7 @@ use device::nbd::source::check_range;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use proto::peer::v1 as wire;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,8 +31,14 @@ const IN_MEMORY: usize = 32;
 const AHEAD: u64 = 4;
 /// How long a reader waits for a block: an office's drive answers within this time, or something is wrong with it.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a member that has a block is waited for before the owner is asked.
-const HOLDER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a member that has a block is waited for before the next one, or the owner, is asked.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long members are waited for in all: the owner is asked well within [`PATIENCE`].
+const HOLDERS_PATIENCE: Duration = Duration::from_secs(2);
+/// Sectors of a block.
+const SECTORS: usize = BLOCK as usize / device::optical::SECTOR_BYTES as usize;
+/// Larger is no disc and no image of one.
+const SIZE_MAX: u64 = 1 << 50;
 
 /// A block's content, or which of its sectors are bad.
 #[derive(Clone, Debug)]
@@ -57,12 +63,20 @@ pub(super) struct RemoteDisc {
     memory: Mutex<Memory>,
     /// Bytes by the machine that gave them.
     sources: Mutex<BTreeMap<DeviceId, u64>>,
+    /// Members that were asked for a block in vain.
+    useless: Mutex<HashSet<DeviceId>>,
 }
 
 impl RemoteDisc {
     /// The disc that is in a drive now, as its owner has just described it.
-    pub fn new(devices: Devices, target: Target, detail: &wire::DriveDetail) -> Arc<Self> {
-        Arc::new(Self {
+    ///
+    /// # Errors
+    /// PEER_MISBEHAVES for a size that no disc has.
+    pub fn new(devices: Devices, target: Target, detail: &wire::DriveDetail) -> Result<Arc<Self>> {
+        if detail.size_bytes > SIZE_MAX {
+            return Err(misbehaves("a disc is larger than any can be"));
+        }
+        Ok(Arc::new(Self {
             devices,
             target,
             generation: detail.generation,
@@ -70,7 +84,8 @@ impl RemoteDisc {
             gone: AtomicBool::new(false),
             memory: Mutex::default(),
             sources: Mutex::default(),
-        })
+            useless: Mutex::default(),
+        }))
     }
 
     /// From now on nothing is read any more: the disc is not in the drive.
@@ -126,7 +141,8 @@ impl RemoteDisc {
         let part = self.ask_owner(index, false).await?;
         if part.data.is_empty() && !part.holders.is_empty() {
             let digest = part.digest.as_ref().try_into().map_err(|_| misbehaves("a digest has not 32 bytes"))?;
-            if let Some(data) = self.ask_holders(index, &digest, &part.holders).await {
+            let found = timeout(HOLDERS_PATIENCE, self.ask_holders(index, &digest, &part.holders)).await;
+            if let Ok(Some(data)) = found {
                 return Ok(Block { data, bad: Arc::default() });
             }
             return self.taken(index, self.ask_owner(index, true).await?).await;
@@ -139,6 +155,9 @@ impl RemoteDisc {
         let len = BLOCK.min(self.size - index * BLOCK);
         if part.data.len() as u64 != len {
             return Err(misbehaves("a block of a disc has another length than was asked for"));
+        }
+        if part.bad_sectors.len() > SECTORS {
+            return Err(misbehaves("a block of a disc has more bad sectors than sectors"));
         }
         *self.sources.lock().entry(self.target.node).or_default() += len;
         if part.bad_sectors.is_empty() {
@@ -184,15 +203,25 @@ impl RemoteDisc {
         }
         for holder in holders.iter().take(4) {
             let Ok(device) = <[u8; 32]>::try_from(&holder[..]).map(DeviceId) else { continue };
-            if let Ok(Ok(data)) = timeout(HOLDER_PATIENCE, self.ask_holder(device, index, digest)).await {
-                *self.sources.lock().entry(device).or_default() += data.len() as u64;
-                return Some(data);
+            if self.useless.lock().contains(&device) {
+                continue;
+            }
+            match timeout(HOLDER_PATIENCE, self.ask_holder(device, index, digest)).await {
+                Ok(Ok(Some(data))) => {
+                    *self.sources.lock().entry(device).or_default() += data.len() as u64;
+                    return Some(data);
+                }
+                // It keeps that block no more; others perhaps.
+                Ok(Ok(None)) => {}
+                // Nobody is waited for twice who was silent or sent something else.
+                Ok(Err(_)) | Err(_) => drop(self.useless.lock().insert(device)),
             }
         }
         None
     }
 
-    async fn ask_holder(&self, holder: DeviceId, index: u64, digest: &[u8; 32]) -> Result<Bytes> {
+    /// `None`: it does not keep it.
+    async fn ask_holder(&self, holder: DeviceId, index: u64, digest: &[u8; 32]) -> Result<Option<Bytes>> {
         let key = self.key(index);
         let request = wire::ReadKeptBlockRequest {
             owner: key.owner.0.to_vec().into(),
@@ -203,11 +232,14 @@ impl RemoteDisc {
         };
         let mut client = self.devices.0.remote.bulk_client(holder).await?;
         let data = client.read_kept_block(request).await.map_err(|s| from_status(&s))?.into_inner().data;
+        if data.is_empty() {
+            return Ok(None);
+        }
         if data.len() as u64 != BLOCK.min(self.size - index * BLOCK) || blake3::hash(&data).as_bytes() != digest {
             return Err(misbehaves("a kept block is not the one that was asked for"));
         }
         self.keep(index, *digest, data.clone(), false).await?;
-        Ok(data)
+        Ok(Some(data))
     }
 
     async fn piece(self: &Arc<Self>, index: u64, from: u64, to: u64) -> Result<Bytes> {
@@ -216,10 +248,11 @@ impl RemoteDisc {
         }
         let block = self.block(index).await?;
         let sector = device::optical::SECTOR_BYTES as u64;
-        if let Some(bad) = block.bad.iter().find(|s| **s * sector < to && (**s + 1) * sector > from) {
+        let wanted = from / sector..to.div_ceil(sector);
+        if let Some(bad) = block.bad.iter().find(|s| wanted.contains(s)) {
             return Err(Error::new(Reason::SectorBad, format!("sector {bad} of the disc cannot be read"))
                 .with("sector", bad)
-                .with("offset", bad * sector));
+                .with("offset", bad.saturating_mul(sector)));
         }
         let start = index * BLOCK;
         Ok(block.data.slice((from - start) as usize..(to - start) as usize))

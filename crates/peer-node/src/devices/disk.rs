@@ -15,7 +15,7 @@ use device::model::{Caller, Kind};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use proto::peer::v1 as wire;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -30,6 +30,10 @@ const PART: usize = 1 << 20;
 const PAGE: usize = 1_000;
 /// How often ends are looked for.
 const TICK: Duration = Duration::from_secs(1);
+/// The folder of lent space in the one that is named.
+const LENT: &str = "atrium-lent";
+/// How often it is looked whether a disk that was away is there again: each so many [`TICK`]s.
+const RETURN_TICKS: u32 = 10;
 /// How often it is tried to close a folder that is in use.
 const CLOSE_TRIES: u32 = 50;
 
@@ -56,6 +60,11 @@ fn wire_object(stat: &ObjectStat) -> wire::SpaceObject {
     }
 }
 
+fn lent(count: usize) -> Error {
+    Error::new(Reason::ResourceBusy, format!("{count} spaces are lent"))
+        .fix_is("wait until they are given back, or unshare it with --force, which wipes them")
+}
+
 fn settings_of(share: &wire::DiskShare) -> Result<Settings> {
     let invalid = |what: &str| Err(Error::new(Reason::ResourceInvalid, what.to_owned()));
     if share.size_bytes == 0 {
@@ -68,18 +77,32 @@ fn settings_of(share: &wire::DiskShare) -> Result<Settings> {
 
 impl Devices {
     /// Opens the folder that is lent, or changes how much of it.
-    pub(super) async fn open_disk(&self, entry: &Entry, share: &wire::DiskShare) -> Result<()> {
+    ///
+    /// A folder that was lent before must be there as it was: what is lent begins anew only where nothing was.
+    pub(super) async fn open_disk(&self, entry: &Entry, share: &wire::DiskShare, before: Option<&Entry>) -> Result<()> {
         let (name, settings) = (entry.local_name(), settings_of(share)?);
         let folder = PathBuf::from(&share.folder);
         if !folder.is_absolute() {
             return Err(Error::new(Reason::ResourceInvalid, "the folder is not an absolute path"));
+        }
+        let old = before.and_then(|b| match &b.share.kind {
+            Some(wire::share_device_request::Kind::Disk(d)) => Some(d.folder.clone()),
+            _ => None,
+        });
+        match old {
+            Some(old) if old != share.folder => self.nothing_lent(&name)?,
+            Some(_) if !folder.join(LENT).is_dir() => {
+                return Err(Error::new(Reason::DeviceAway, format!("{} is not there", folder.join(LENT).display()))
+                    .fix_is("attach or mount the disk; or unshare it with --force, and share it anew"));
+            }
+            _ => {}
         }
         // One process, one opening: the one from before is closed first.
         let before = self.0.lenders.lock().remove(&name);
         drop(before);
         for tries in 0.. {
             let (folder, settings) = (folder.clone(), settings.clone());
-            let opened = blocking(move || Lender::open(&folder.join("atrium-lent"), settings, Arc::new(SystemClocks::new())));
+            let opened = blocking(move || Lender::open(&folder.join(LENT), settings, Arc::new(SystemClocks::new())));
             match opened.await {
                 Ok(lender) => {
                     self.0.lenders.lock().insert(name, lender);
@@ -97,34 +120,74 @@ impl Devices {
 
     /// Ends lending; refused while something is in it, unless forced: then it is taken back.
     pub(super) async fn close_disk(&self, name: &str, force: bool) -> Result<()> {
-        let Some(lender) = self.0.lenders.lock().get(name).cloned() else { return Ok(()) };
-        let work = move || {
-            let places = lender.places(None);
-            if !places.is_empty() && !force {
-                return Err(Error::new(Reason::ResourceBusy, format!("{} spaces are lent", places.len()))
-                    .fix_is("wait until they are given back, or unshare it with --force, which wipes them"));
+        let Some(lender) = self.0.lenders.lock().get(name).cloned() else {
+            if force {
+                return Ok(());
             }
+            return Err(Error::new(Reason::DeviceAway, "what is lent there cannot be looked at")
+                .fix_is("attach or mount the disk, or unshare it with --force"));
+        };
+        let work = move || {
+            // First nothing new is lent, then it is looked what is.
             lender.set_leaving(true);
-            places.iter().try_for_each(|p| lender.take_back(p.id))?;
-            lender.tick()
+            let places = lender.places(None);
+            let taken = match places.is_empty() || force {
+                true => places.iter().try_for_each(|p| lender.take_back(p.id)).and_then(|()| lender.tick()),
+                false => Err(lent(places.len())),
+            };
+            taken.inspect_err(|_| lender.set_leaving(false))
         };
         blocking(work).await?;
         self.0.lenders.lock().remove(name);
         Ok(())
     }
 
-    /// Looks for spaces whose time is over, for ever.
+    /// Refuses while something is lent: it would be out of its borrowers' reach.
+    fn nothing_lent(&self, name: &str) -> Result<()> {
+        let lender = self.0.lenders.lock().get(name).cloned();
+        match lender.map(|l| l.places(None).len()) {
+            Some(0) => Ok(()),
+            Some(count) => Err(lent(count)),
+            None => Err(Error::new(Reason::DeviceAway, "what is lent in the folder from before cannot be looked at")
+                .fix_is("attach or mount its disk; or unshare it with --force, and share it anew")),
+        }
+    }
+
+    /// Looks for spaces whose time is over, and for disks that have come back, for ever.
     pub(super) async fn tick_disks(self) {
-        loop {
+        for count in 1_u32.. {
             tokio::time::sleep(TICK).await;
             let lenders: Vec<Lender> = self.0.lenders.lock().values().cloned().collect();
-            if lenders.is_empty() {
+            let tick = move || {
+                // One that fails keeps no other from it.
+                for lender in &lenders {
+                    if let Err(error) = lender.tick() {
+                        tracing::warn!(%error, "space that was lent could not be looked after");
+                    }
+                }
+                Ok(())
+            };
+            let _ = blocking(tick).await;
+            if count % RETURN_TICKS == 0 {
+                self.open_disks_that_are_back().await;
+            }
+        }
+    }
+
+    async fn open_disks_that_are_back(&self) {
+        use wire::share_device_request::Kind as Share;
+        let _one_at_a_time = self.0.managing.lock().await;
+        for entry in self.0.book.all() {
+            let Some(Share::Disk(share)) = &entry.share.kind else { continue };
+            let name = entry.local_name();
+            if self.0.lenders.lock().contains_key(&name) || !Path::new(&share.folder).join(LENT).is_dir() {
                 continue;
             }
-            let ticked = blocking(move || lenders.iter().try_for_each(Lender::tick)).await;
-            if let Err(error) = ticked {
-                tracing::warn!(%error, "space that was lent could not be looked after");
+            match self.open_disk(&entry, share, Some(&entry)).await {
+                Ok(()) => drop(self.0.problems.lock().remove(&name)),
+                Err(error) => tracing::warn!(%error, device = name, "a disk that is back could not be opened"),
             }
+            self.changed();
         }
     }
 
@@ -137,10 +200,11 @@ impl Devices {
 
     pub(super) fn disk_words(&self, name: &str) -> Result<(&'static str, wire::DiskDetail)> {
         let overview = self.lender(name)?.overview()?;
-        let per_person = match self.0.book.get(Kind::Disk, name.trim_start_matches("disks/")).map(|e| e.share.kind.clone()) {
-            Some(Some(wire::share_device_request::Kind::Disk(d))) if d.per_person_bytes > 0 => d.per_person_bytes,
-            _ => overview.size,
-        };
+        let per_person =
+            match self.0.book.get(Kind::Disk, name.trim_start_matches("disks/")).map(|e| e.share.kind.clone()) {
+                Some(Some(wire::share_device_request::Kind::Disk(d))) if d.per_person_bytes > 0 => d.per_person_bytes,
+                _ => overview.size,
+            };
         let free = overview.size.saturating_sub(overview.promised).min(overview.room);
         let detail = wire::DiskDetail {
             size_bytes: overview.size,
@@ -148,14 +212,28 @@ impl Devices {
             free_bytes: free,
             per_person_bytes: per_person,
         };
-        Ok((if overview.leaving { "leaving" } else if free == 0 { "full" } else { "ready" }, detail))
+        Ok((
+            if overview.leaving {
+                "leaving"
+            } else if free == 0 {
+                "full"
+            } else {
+                "ready"
+            },
+            detail,
+        ))
     }
 
-    /// A lender that a member may have something at: whose it is, the lender finds out.
+    /// A lender that a member may have something at: whose it is, the lender finds out. Who neither sees the disk nor has
+    /// something there hears that there is none.
     pub(super) fn lent_to(&self, caller: &DeviceId, name: &str) -> Result<(Lender, Caller)> {
         let who = access::caller(&*self.0.roster, caller)?;
-        let lender = self.lender(name).map_err(|_| access::unknown(name))?;
-        Ok((lender, who))
+        let seen = self.checked(caller, name, Right::See).is_ok();
+        match self.lender(name) {
+            Ok(lender) if seen || !lender.places(Some(&who)).is_empty() => Ok((lender, who)),
+            Err(error) if seen => Err(error),
+            _ => Err(access::unknown(name)),
+        }
     }
 
     fn wire_space(&self, name: &str, view: &PlaceView, leaving: bool) -> wire::Space {
@@ -286,7 +364,7 @@ impl Devices {
     ) -> Result<wire::SpaceObject> {
         self.allowed(caller, &header.device, Right::Write, "borrow")?;
         let (lender, who) = self.lent_to(caller, &header.device)?;
-        let _permit = self.permit()?;
+        let _permit = self.permit(caller)?;
         let (id, name) = (space_id(&header.space_id)?, EntryName::new(header.name.as_str())?);
         let wrong = || Error::new(Reason::FieldInvalid, "the digest has not 32 bytes").with("field", "digest");
         let digest: [u8; 32] = header.digest.as_ref().try_into().map_err(|_| wrong())?;
@@ -302,6 +380,8 @@ impl Devices {
         }
         while let Some(part) = data.next().await {
             let part = part?;
+            // Whoever was cut off or lost the right in the middle writes no more.
+            self.checked(caller, &header.device, Right::Write)?;
             let known = usize::try_from(there.saturating_sub(at)).unwrap_or(usize::MAX).min(part.len());
             at += part.len() as u64;
             let fresh = part.slice(known..);
@@ -329,7 +409,7 @@ impl Devices {
         r: wire::GetObjectRequest,
     ) -> Result<Asked<wire::GetObjectResponse>> {
         let (lender, who) = self.lent_to(caller, &r.device)?;
-        let permit = self.permit()?;
+        let permit = self.permit(caller)?;
         let (id, name) = (space_id(&r.space_id)?, EntryName::new(r.name.as_str())?);
         let stat = {
             let (lender, who, name) = (lender.clone(), who.clone(), name.clone());
@@ -340,22 +420,32 @@ impl Devices {
         }
         let first = wire::GetObjectResponse { object: Some(wire_object(&stat)), ..Default::default() };
         let state = Some((lender, who, name, r.offset, permit));
-        let rest = stream::unfold(state, move |state| async move {
-            let (lender, who, name, at, permit) = state?;
-            if at >= stat.size {
-                return None;
-            }
-            let read = {
-                let (lender, who, name) = (lender.clone(), who.clone(), name.clone());
-                blocking(move || lender.read(&who, id, &name, at, PART)).await
-            };
-            match read {
-                Ok(data) if data.is_empty() => None,
-                Ok(data) => {
-                    let next = at + data.len() as u64;
-                    Some((Ok(wire::GetObjectResponse { data, ..Default::default() }), Some((lender, who, name, next, permit))))
+        let (devices, caller, disk) = (self.clone(), *caller, r.device);
+        let rest = stream::unfold(state, move |state| {
+            let (devices, disk) = (devices.clone(), disk.clone());
+            async move {
+                let (lender, who, name, at, permit) = state?;
+                if at >= stat.size {
+                    return None;
                 }
-                Err(error) => Some((Err(error), None)),
+                let read = match devices.lent_to(&caller, &disk) {
+                    Ok(_) => {
+                        let (lender, who, name) = (lender.clone(), who.clone(), name.clone());
+                        blocking(move || lender.read(&who, id, &name, at, PART)).await
+                    }
+                    Err(error) => Err(error),
+                };
+                match read {
+                    Ok(data) if data.is_empty() => None,
+                    Ok(data) => {
+                        let next = at + data.len() as u64;
+                        Some((
+                            Ok(wire::GetObjectResponse { data, ..Default::default() }),
+                            Some((lender, who, name, next, permit)),
+                        ))
+                    }
+                    Err(error) => Some((Err(error), None)),
+                }
             }
         });
         Ok(stream::iter([Ok(first)]).chain(rest).boxed())

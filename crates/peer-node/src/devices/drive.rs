@@ -23,7 +23,6 @@ use futures_util::{StreamExt, stream};
 use proto::peer::v1 as wire;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Most bytes of a disc that one call reads.
 const LENGTH_MAX: u64 = 1 << 30;
@@ -141,13 +140,6 @@ impl Devices {
         })
     }
 
-    pub(super) fn permit(&self) -> Result<OwnedSemaphorePermit> {
-        self.0.streams.clone().try_acquire_owned().map_err(|_| {
-            Error::new(Reason::Overloaded, "too many are reading or writing at the moment")
-                .retry_after(std::time::Duration::from_secs(1))
-        })
-    }
-
     /// `ReadDisc`.
     ///
     /// # Errors
@@ -158,9 +150,11 @@ impl Devices {
         r: wire::ReadDiscRequest,
     ) -> Result<Asked<wire::ReadDiscResponse>> {
         let drive = self.drive(caller, &r.device, Right::Read, "read")?;
-        let permit = self.permit()?;
+        let permit = self.permit(caller)?;
         let size = match drive.state() {
-            State { medium: Medium::Ready { size_bytes, .. }, generation, .. } if generation == r.generation => size_bytes,
+            State { medium: Medium::Ready { size_bytes, .. }, generation, .. } if generation == r.generation => {
+                size_bytes
+            }
             // The drive says what is wrong.
             _ => return drive.read(r.generation, r.offset, SECTOR_BYTES).await.map(|_| stream::empty().boxed()),
         };
@@ -168,7 +162,7 @@ impl Devices {
             return Err(Error::new(Reason::RangeInvalid, "the range lies outside of the disc or is over 1 GiB")
                 .with("size_bytes", size));
         }
-        self.note_read(caller, &r)?;
+        self.note_read(caller, &r.device, r.generation)?;
         let (devices, caller) = (self.clone(), *caller);
         let end = r.offset + r.length;
         let from = if r.whole_blocks { r.offset / BLOCK * BLOCK } else { r.offset };
@@ -194,8 +188,8 @@ impl Devices {
     }
 
     /// Once for each machine and disc, not for each read.
-    fn note_read(&self, caller: &DeviceId, r: &wire::ReadDiscRequest) -> Result<()> {
-        let first = self.0.noted.lock().insert((*caller, r.device.clone(), r.generation));
+    fn note_read(&self, caller: &DeviceId, name: &str, generation: u64) -> Result<()> {
+        let first = self.0.noted.lock().insert((*caller, name.to_owned(), generation));
         if first {
             let mut noted = self.0.noted.lock();
             if noted.len() > 10_000 {
@@ -203,7 +197,7 @@ impl Devices {
             }
             drop(noted);
             let who = access::caller(&*self.0.roster, caller)?;
-            self.0.audit.note(Line::granted(&who, &r.device, "read").with_detail(format!("disc {}", r.generation)));
+            self.0.audit.note(Line::granted(&who, name, "read").with_detail(format!("disc {generation}")));
         }
         Ok(())
     }
@@ -267,8 +261,9 @@ impl Devices {
         let source = drive.source()?;
         let now = source.generation();
         if generation != 0 && generation != now {
-            return Err(Error::new(Reason::DiscChanged, "the disc is not the one that you opened")
-                .with("generation", now));
+            return Err(
+                Error::new(Reason::DiscChanged, "the disc is not the one that you opened").with("generation", now)
+            );
         }
         let known = self.0.discs.lock().get(drive.name()).filter(|(g, _)| *g == now).map(|(_, d)| d.clone());
         if let Some(disc) = known {
@@ -287,9 +282,13 @@ impl Devices {
     ///
     /// # Errors
     /// RESOURCE_UNKNOWN, ACCESS_DENIED, NO_MEDIUM, TRAY_OPEN, DISC_CHANGED, DISC_FORMAT_UNKNOWN, ENTRY_UNKNOWN.
-    pub(super) async fn list_disc(&self, caller: &DeviceId, r: wire::ListDiscRequest) -> Result<wire::ListDiscResponse> {
+    pub(super) async fn list_disc(
+        &self,
+        caller: &DeviceId,
+        r: wire::ListDiscRequest,
+    ) -> Result<wire::ListDiscResponse> {
         let drive = self.drive(caller, &r.device, Right::Read, "read")?;
-        let _permit = self.permit()?;
+        let _permit = self.permit(caller)?;
         let (disc, generation) = self.disc(&drive, r.generation).await?;
         let mut entries = disc.list(r.path.trim_matches('/')).await?.nodes;
         // Links are not followed, so they are nothing that could be read.
@@ -329,9 +328,10 @@ impl Devices {
         r: wire::ReadDiscFileRequest,
     ) -> Result<Asked<wire::ReadDiscFileResponse>> {
         let drive = self.drive(caller, &r.device, Right::Read, "read")?;
-        let permit = self.permit()?;
+        let permit = self.permit(caller)?;
         let (disc, generation) = self.disc(&drive, r.generation).await?;
         let file = disc.open_file(r.path.trim_matches('/')).await?;
+        self.note_read(caller, &r.device, generation)?;
         let size = file.size_bytes();
         let end = if r.length == 0 { size } else { r.offset.saturating_add(r.length).min(size) };
         if r.offset > size {
@@ -363,11 +363,7 @@ impl Devices {
     ///
     /// # Errors
     /// RESOURCE_UNKNOWN, ACCESS_DENIED, RESOURCE_BUSY, LEASE_LOST, RESOURCE_INVALID; those of the drive.
-    pub(super) async fn control_drive(
-        &self,
-        caller: &DeviceId,
-        r: wire::ControlDriveRequest,
-    ) -> Result<wire::Device> {
+    pub(super) async fn control_drive(&self, caller: &DeviceId, r: wire::ControlDriveRequest) -> Result<wire::Device> {
         let verb = match r.verb() {
             wire::DriveVerb::Eject => "eject",
             wire::DriveVerb::Close => "close",
@@ -443,7 +439,11 @@ impl Devices {
         // While it lives nobody else gets the drive, even if the lease ends meanwhile.
         let _using = match token {
             Some(token) => {
-                lease_id(&r.lease_id)?;
+                // The token is of that lease and no other of the same machine.
+                let id = lease_id(&r.lease_id)?;
+                if !self.0.leases.overview(&r.device)?.held.iter().any(|h| h.id == id && h.holder == *who) {
+                    return Err(Error::new(Reason::LeaseLost, "the lease has ended"));
+                }
                 Some(self.0.leases.begin(&r.device, who, Token(token), Mode::Exclusive)?)
             }
             None => None,
@@ -457,7 +457,8 @@ impl Devices {
                 }
                 let control = self.0.opened.lock().get(&r.device).and_then(|d| d.control.clone());
                 let control = control.ok_or_else(|| {
-                    Error::new(Reason::ResourceInvalid, "the drive is no simulated one").fix_is("put the disc in by hand")
+                    Error::new(Reason::ResourceInvalid, "the drive is no simulated one")
+                        .fix_is("put the disc in by hand")
                 })?;
                 if !Path::new(&r.image_path).is_absolute() {
                     return Err(Error::new(Reason::FieldInvalid, "the image is not an absolute path"));

@@ -4,22 +4,26 @@
 //! On the local socket: the caller is this machine, `device` is an address, and a call about another machine's device is
 //! passed on to that machine, message by message, with its answers and errors unchanged.
 
+use super::Devices;
 use super::address::{self, Target};
 use super::remote::{Client, MESSAGE_MAX};
-use super::Devices;
 use crate::net::NodeIdentity;
 use common::error::{Error, Reason, Result};
 use common::model::DeviceId;
 use common::status::to_status;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use http::Extensions;
 use proto::peer::v1 as wire;
 use proto::peer::v1::device_service_server::{DeviceService, DeviceServiceServer};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+
+/// How long a caller may send nothing in the middle of a call: whoever is gone keeps no place for ever.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// Where calls come from.
 #[derive(Clone, Copy, Debug)]
@@ -92,13 +96,16 @@ impl DeviceGrpc {
         Ok(device)
     }
 
-    async fn aim(&self, device: &str) -> Result<Aim, Status> {
+    async fn aim(&self, caller: &DeviceId, device: &str) -> Result<Aim, Status> {
         let aimed = async {
             if let Side::Nodes(_) = self.side {
                 let (kind, name) = address::local(device)?;
-                return Ok(Aim::Here(format!("{}/{name}", kind.segment())));
+                return Ok(Aim::Here(self.devices.written(caller, kind, &name)));
             }
             let target: Target = self.devices.find(device).await?;
+            if !target.below.is_empty() {
+                return Err(super::access::unknown(device));
+            }
             let name = target.local_name();
             if target.node == self.devices.me() {
                 return Ok(Aim::Here(name));
@@ -121,8 +128,17 @@ where
 {
     let Some(first) = messages.message().await? else { return missing_header() };
     let Some(header) = header(first) else { return missing_header() };
-    let rest = messages.map(move |m| m.map_err(|s| common::status::from_status(&s)).and_then(&data));
-    Ok((header, rest.boxed()))
+    let silent = || Error::new(Reason::DeadlineExceeded, "nothing came for two minutes");
+    let rest = stream::unfold(Some(messages), move |messages| async move {
+        let mut messages = messages?;
+        match tokio::time::timeout(SILENCE, messages.next()).await {
+            Ok(None) => None,
+            Ok(Some(Ok(message))) => Some((Ok(message), Some(messages))),
+            Ok(Some(Err(status))) => Some((Err(common::status::from_status(&status)), None)),
+            Err(_) => Some((Err(silent()), None)),
+        }
+    });
+    Ok((header, rest.map(move |m| m.and_then(&data)).boxed()))
 }
 
 /// Sends a call's messages on to another node. If they break off, the call there breaks off too: a part must never look
@@ -180,7 +196,7 @@ macro_rules! device_service {
             $(async fn $one(&self, request: Request<wire::$One>) -> Result<Response<wire::$Answer>, Status> {
                 let caller = self.caller(request.extensions())?;
                 let mut request = request.into_inner();
-                match self.aim(&request.device).await? {
+                match self.aim(&caller, &request.device).await? {
                     Aim::Here(name) => {
                         request.device = name;
                         reply(self.devices.$one(&caller, request).await)
@@ -195,7 +211,7 @@ macro_rules! device_service {
             async fn $many(&self, request: Request<wire::$Many>) -> Result<Response<Self::$Stream>, Status> {
                 let caller = self.caller(request.extensions())?;
                 let mut request = request.into_inner();
-                match self.aim(&request.device).await? {
+                match self.aim(&caller, &request.device).await? {
                     Aim::Here(name) => {
                         request.device = name;
                         answers(self.devices.$many(&caller, request).await)
@@ -279,7 +295,7 @@ device_service! {
             _ => Err(wrong_part()),
         };
         let (mut header, rest) = begin(request.into_inner(), header, data).await?;
-        match self.aim(&header.device).await? {
+        match self.aim(&caller, &header.device).await? {
             Aim::Here(name) => {
                 header.device = name;
                 reply(self.devices.print(&caller, header, rest).await)
@@ -309,7 +325,7 @@ device_service! {
             _ => Err(wrong_part()),
         };
         let (mut header, rest) = begin(request.into_inner(), header, data).await?;
-        match self.aim(&header.device).await? {
+        match self.aim(&caller, &header.device).await? {
             Aim::Here(name) => {
                 header.device = name;
                 reply(self.devices.put_object(&caller, header, rest).await)
@@ -337,7 +353,7 @@ device_service! {
                 (r.fencing_token, r.lease_id) = (lease.fencing_token, lease.lease_id);
             }
         }
-        match self.aim(&r.device).await? {
+        match self.aim(&caller, &r.device).await? {
             Aim::Here(name) => {
                 r.device = name;
                 reply(self.devices.control_drive(&caller, r).await)
@@ -361,7 +377,7 @@ device_service! {
         };
         let (mut header, rest) =
             begin(request.into_inner(), header, |m: wire::PutSealedRequest| m.part.ok_or_else(wrong_part)).await?;
-        match self.aim(&header.device).await? {
+        match self.aim(&caller, &header.device).await? {
             Aim::Here(name) => {
                 header.device = name;
                 reply(self.devices.put_sealed(&caller, header, rest).await)

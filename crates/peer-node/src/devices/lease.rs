@@ -115,6 +115,15 @@ impl Devices {
     pub async fn renew_lease(&self, caller: &DeviceId, r: wire::RenewLeaseRequest) -> Result<wire::Lease> {
         let (_, who) = self.leased(caller, &r.device, Right::Read)?;
         let id = lease_id(&r.lease_id)?;
+        let overview = self.0.leases.overview(&r.device)?;
+        let held = overview.held.iter().map(|h| (h.id, h.mode));
+        let alone = held.chain(overview.queue.iter().map(|w| (w.id, w.mode))).any(|l| l == (id, Mode::Exclusive));
+        if alone && let Err(error) = self.allowed(caller, &r.device, Right::Write, "use") {
+            // Whoever may not have it alone any more gives it up now, not when it would have ended.
+            self.0.leases.release(&r.device, &who, id)?;
+            self.changed();
+            return Err(error);
+        }
         let standing = self.0.leases.renew(&r.device, &who, id)?;
         self.wire_lease(&r.device, id, Mode::Shared, standing)
     }

@@ -50,9 +50,9 @@ impl Devices {
         let claim = claim.ok_or_else(|| Error::new(Reason::NotAMember, "the machine is no member any more"))?;
         let devices = self.0.remote.of(claim).await?;
         let name = common::model::fold(&target.name);
-        let found = devices.into_iter().find(|d| {
-            super::kind_of(d.kind) == Some(target.kind) && common::model::fold(&d.name) == name
-        });
+        let found = devices
+            .into_iter()
+            .find(|d| super::kind_of(d.kind) == Some(target.kind) && common::model::fold(&d.name) == name);
         let device = found.ok_or_else(|| super::access::unknown(&target.local_name()))?;
         if device.right < Right::Read as i32 {
             return Err(Error::new(Reason::AccessDenied, format!("you may not read {}", device.address)));
@@ -80,7 +80,7 @@ impl Devices {
             return Ok(Opened { source: Arc::new(source), title: detail.title, generation, remote: None });
         }
         let detail = self.remote_drive(&target).await?;
-        let disc = RemoteDisc::new(self.clone(), target, &detail);
+        let disc = RemoteDisc::new(self.clone(), target, &detail)?;
         Ok(Opened {
             source: Arc::new(Shared(disc.clone())),
             title: detail.title,
@@ -152,9 +152,8 @@ impl Devices {
     fn sources_of(&self, remote: Option<&RemoteDisc>) -> std::collections::HashMap<String, u64> {
         let Some(remote) = remote else { return Default::default() };
         let claims = self.0.remote.claims();
-        let name = |device| {
-            claims.iter().find(|c| c.what.device == device).map_or_else(|| device.to_string(), |c| c.shown())
-        };
+        let name =
+            |device| claims.iter().find(|c| c.what.device == device).map_or_else(|| device.to_string(), |c| c.shown());
         remote.sources().into_iter().map(|(device, bytes)| (name(device), bytes)).collect()
     }
 

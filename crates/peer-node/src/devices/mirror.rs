@@ -15,7 +15,7 @@ use crate::catalogue::beneath::Root;
 use crate::catalogue::{Catalogue, TreeFile};
 use bytes::{Bytes, BytesMut};
 use common::error::{Error, Reason, Result};
-use common::model::{ChunkRef, DeviceId, Right};
+use common::model::{ChunkRef, DeviceId, Right, fold};
 use common::status::from_status;
 use device::disk::mirror::{FileEntry, MirrorKey, MirrorPlace, MirrorReader, MirrorWriter, Source, Space};
 use device::disk::{LocalPlace, ObjectId, PlaceId};
@@ -104,7 +104,7 @@ impl Devices {
     ) -> Result<wire::PutSealedResponse> {
         use wire::put_sealed_request::Part;
         let place = self.place_to_write(caller, &header.device, &header.space_id)?;
-        let _permit = self.permit()?;
+        let _permit = self.permit(caller)?;
         let too_large = || Error::new(Reason::MessageTooLarge, "at most 16 MiB of objects of 4 MiB at a time");
         let early = || Error::new(Reason::FieldInvalid, "an object has another length than was said");
         let (mut objects, mut now, mut sum) = (Vec::new(), None::<(ObjectId, usize, BytesMut)>, 0_usize);
@@ -133,6 +133,7 @@ impl Devices {
         if now.is_some() {
             return Err(early());
         }
+        self.checked(caller, &header.device, Right::Write)?;
         place.put(objects).await?;
         Ok(wire::PutSealedResponse {})
     }
@@ -147,13 +148,16 @@ impl Devices {
         r: wire::GetSealedRequest,
     ) -> Result<Asked<wire::GetSealedResponse>> {
         let place = self.place(caller, &r.device, &r.space_id)?;
-        let _permit = self.permit()?;
+        let permit = self.permit(caller)?;
         let object = place.get(object_id(&r.object_id)?).await?;
-        let parts: Vec<_> = (0..object.len())
-            .step_by(PART)
-            .map(|at| Ok(wire::GetSealedResponse { data: object.slice(at..(at + PART).min(object.len())) }))
-            .collect();
-        Ok(stream::iter(parts).boxed())
+        let (devices, caller) = (self.clone(), *caller);
+        // The object is in memory until it is sent: so long its place is taken.
+        let parts = stream::iter((0..object.len()).step_by(PART)).map(move |at| {
+            let _taken = &permit;
+            devices.lent_to(&caller, &r.device)?;
+            Ok(wire::GetSealedResponse { data: object.slice(at..(at + PART).min(object.len())) })
+        });
+        Ok(parts.boxed())
     }
 
     /// `ListSealed`.
@@ -227,6 +231,7 @@ impl Devices {
         let place = self.place(caller, &r.device, &r.space_id)?;
         let wrong = || Error::new(Reason::FieldInvalid, "the nonce has 32 bytes").with("field", "nonce");
         let nonce: [u8; 32] = r.nonce.as_ref().try_into().map_err(|_| wrong())?;
+        let _permit = self.permit(caller)?;
         let proofs = place.prove(nonce, ids_of(&r.object_ids, 256)?).await?;
         let bytes = |p: Option<[u8; 32]>| p.map(|p| p.to_vec().into()).unwrap_or_default();
         Ok(wire::ProveObjectsResponse { proofs: proofs.into_iter().map(bytes).collect() })
@@ -316,8 +321,7 @@ impl MirrorPlace for RemotePlace {
 
     fn generations(&self) -> BoxFuture<'_, Result<Vec<u64>>> {
         Box::pin(async move {
-            let request =
-                wire::ListGenerationsRequest { device: self.disk.clone(), space_id: self.space.clone() };
+            let request = wire::ListGenerationsRequest { device: self.disk.clone(), space_id: self.space.clone() };
             Ok(said(self.client().await?.list_generations(request).await)?.generations)
         })
     }
@@ -352,6 +356,18 @@ impl MirrorPlace for RemotePlace {
             let gone = || Error::new(Reason::SpaceUnknown, "the mirror place is gone");
             found.map(|s| Space { bytes: s.size_bytes, used: s.used_bytes }).ok_or_else(gone)
         })
+    }
+}
+
+/// A share is being copied while this lives.
+struct Copying {
+    devices: Devices,
+    share: String,
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.devices.0.mirroring.lock().remove(&self.share);
     }
 }
 
@@ -407,6 +423,17 @@ impl Devices {
         self.0.directory.join("mirrors")
     }
 
+    /// One copy of a share at a time: two would make two keys, and keep one.
+    ///
+    /// # Errors
+    /// RESOURCE_BUSY.
+    fn begin_copy(&self, share: &str) -> Result<Copying> {
+        if !self.0.mirroring.lock().insert(share.to_owned()) {
+            return Err(Error::new(Reason::ResourceBusy, format!("{share} is being copied already")));
+        }
+        Ok(Copying { devices: self.clone(), share: share.to_owned() })
+    }
+
     fn place_at(&self, node: DeviceId, disk: &str, place: PlaceId) -> Result<Arc<dyn MirrorPlace>> {
         if node == self.me() {
             let (lender, who) = self.lent_to(&node, disk)?;
@@ -429,6 +456,7 @@ impl Devices {
     /// SHARE_UNKNOWN, STARTING, RESOURCE_UNKNOWN, ACCESS_DENIED, SPACE_FULL; what goes wrong later comes in the stream.
     pub(super) async fn mirror_to(&self, r: wire::MirrorToRequest) -> Result<Asked<wire::MirrorProgress>> {
         let (name, source) = ShareSource::open(&self.0.catalogue, &r.share).await?;
+        let copying = self.begin_copy(&name)?;
         let total: u64 = source.files.iter().map(|f| f.size).sum();
         let (kept, key) = self.mirror_of(&name, &r, total).await?;
         let node: DeviceId = kept.node.parse().map_err(|()| Error::new(Reason::StoreCorrupt, "where a mirror is"))?;
@@ -439,9 +467,14 @@ impl Devices {
         let begun = wire::MirrorProgress { total_bytes: total, file_count: files, ..Default::default() };
         let _ = tell.send(Ok(begun.clone())).await;
         self.0.shutdown.spawn_until(async move {
+            let _copying = copying;
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
             let writer = MirrorWriter::new(Arc::new(key), place);
-            let made = writer.snapshot(Arc::new(source), &name, now.as_millis() as u64).await;
+            let made = tokio::select! {
+                made = writer.snapshot(Arc::new(source), &name, now.as_millis() as u64) => made,
+                // Nobody waits for it any more; the next time goes on from here.
+                () = tell.closed() => return,
+            };
             let made = match made {
                 Ok(report) => devices.note_generation(&name, &kept, report.generation).await.map(|()| report),
                 Err(error) => Err(error),
@@ -479,9 +512,10 @@ impl Devices {
             })
             .await?
         };
+        let old = read.as_ref().map(|(kept, _)| kept.place);
         if let Some((kept, key)) = read
             && kept.node == target.node.to_string()
-            && kept.disk == target.local_name()
+            && fold(&kept.disk) == fold(&target.local_name())
         {
             return Ok((kept, key));
         }
@@ -499,10 +533,11 @@ impl Devices {
         let place = space_id(&space.space_id)?;
         let kept = Kept { node: target.node.to_string(), disk: target.local_name(), place: place.0, generation: 0 };
         let (key, stored) = (MirrorKey::generate(), kept.clone());
+        let old = old.unwrap_or(place.0);
         let key = blocking(move || {
-            // The old copy's key stays readable under another name: that copy still exists.
+            // The old copy's key stays readable under the name of its place: that copy still exists.
             if key_path.exists() {
-                std::fs::rename(&key_path, key_path.with_extension(format!("{}.key", stored.place)))?;
+                std::fs::rename(&key_path, key_path.with_extension(format!("{old}.key")))?;
             }
             key.save(&key_path)?;
             write_kept(&kept_path, &stored)?;
@@ -549,7 +584,11 @@ impl Devices {
                     ..begun
                 })
             };
-            let _ = tell.send(restored.await).await;
+            let restored = tokio::select! {
+                restored = restored => restored,
+                () = tell.closed() => return,
+            };
+            let _ = tell.send(restored).await;
         });
         Ok(tokio_stream::wrappers::ReceiverStream::new(told).boxed())
     }

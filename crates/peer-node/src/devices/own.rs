@@ -3,10 +3,11 @@
 use super::book::Entry;
 use super::remote::is_below;
 use super::uses::{Told, Wish};
-use super::{Devices, access, address};
+use super::{Devices, access};
 use common::error::{Error, Reason, Result};
 use common::status::to_status;
 use device::audit::{Line, Outcome, Query, Record};
+use device::model::Kind;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use proto::peer::v1 as wire;
@@ -14,6 +15,7 @@ use proto::peer::v1::local_device_service_server::{LocalDeviceService, LocalDevi
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::DropGuard;
 use tonic::{Request, Response, Status};
 
 /// Most lines of the audit in one answer.
@@ -63,35 +65,70 @@ impl Devices {
             return Err(Error::new(Reason::NotJoined, "nothing can be shared yet"));
         }
         self.check_member(&self.me())?;
-        let entry = Arc::new(Entry::new(share)?);
+        let mut entry = Entry::new(share)?;
         let _one_at_a_time = self.0.managing.lock().await;
         let before = self.0.book.get(entry.kind, &entry.name);
-        self.open_device(&entry, before.as_deref()).await?;
-        if let Err(error) = self.0.book.put(entry.clone()).await {
-            match before {
-                Some(before) => self.open_device(&before, Some(&entry)).await?,
-                None => self.close_device(&entry, true).await?,
-            }
+        if let Some(before) = &before {
+            // The same name in other letters is the same device, and goes on to be written as it was.
+            entry.name.clone_from(&before.name);
+            entry.share.name.clone_from(&before.name);
+        }
+        let entry = Arc::new(entry);
+        let mut done = self.open_device(&entry, before.as_deref()).await;
+        let opened = done.is_ok();
+        if opened {
+            done = self.0.book.put(entry.clone()).await;
+        }
+        if let Err(error) = done {
+            self.undo_share(&entry, before.as_deref(), opened).await;
             return Err(error);
         }
+        self.refresh_groups(&entry).await;
         self.note_own(&entry, "share").await?;
         self.open_doors().await;
         self.changed();
         Ok(self.own_device(&entry))
     }
 
+    /// Everything as it was before a share that failed.
+    async fn undo_share(&self, entry: &Entry, before: Option<&Entry>, opened: bool) {
+        let undone = match before {
+            // A drive that was not replaced yet goes on as it is.
+            Some(before) if opened && before.kind == Kind::Drive => self.open_device(before, Some(entry)).await,
+            Some(before) => self.open_device(before, Some(before)).await,
+            // What was lent in the folder by an earlier share stays there.
+            None if entry.kind == Kind::Disk => Ok(drop(self.0.lenders.lock().remove(&entry.local_name()))),
+            None => self.close_device(entry, true).await,
+        };
+        if let Err(error) = undone {
+            let problem = super::remote::own_problem(&entry.local_name(), &error);
+            if before.is_some() {
+                self.0.problems.lock().insert(entry.local_name(), problem);
+            }
+        }
+    }
+
     /// Shares it no more.
     ///
     /// # Errors
-    /// RESOURCE_UNKNOWN; RESOURCE_BUSY while something of others is in it and it is not forced.
+    /// RESOURCE_UNKNOWN; RESOURCE_BUSY while something of others is in it and it is not forced, and for a printer that is
+    /// in a group.
     pub async fn unshare(&self, name: &str, force: bool) -> Result<()> {
         let target = self.find(name).await?;
+        if !target.below.is_empty() {
+            return Err(access::unknown(name));
+        }
         if target.node != self.me() {
-            return Err(Error::new(Reason::ResourceRemote, format!("{name} is another machine's"))
-                .fix_is("unshare it there"));
+            return Err(
+                Error::new(Reason::ResourceRemote, format!("{name} is another machine's")).fix_is("unshare it there")
+            );
         }
         let _one_at_a_time = self.0.managing.lock().await;
         let entry = self.0.book.get(target.kind, &target.name).ok_or_else(|| access::unknown(name))?;
+        if let Some(group) = self.group_with(&entry) {
+            return Err(Error::new(Reason::ResourceBusy, format!("{} prints on it", group.local_name()))
+                .fix_is("share the group without it, or unshare the group first"));
+        }
         self.close_device(&entry, force).await?;
         self.0.book.remove(entry.kind, &entry.name).await?;
         self.note_own(&entry, "unshare").await?;
@@ -149,41 +186,29 @@ impl Devices {
             wait: r.wait,
             seconds: (r.seconds > 0).then(|| Duration::from_secs(r.seconds)),
         };
-        let states = self.begin_use(target.clone(), wish).await?;
-        let guard = r.watch.then(|| EndUse { devices: self.clone(), target });
-        Ok(lease_stream(states, guard).boxed())
+        let (states, end) = self.begin_use(target, wish).await?;
+        Ok(lease_stream(states, end.drop_guard(), r.watch).boxed())
     }
 }
 
-/// Gives a lease back when the call that it was taken for ends.
-struct EndUse {
-    devices: Devices,
-    target: address::Target,
-}
-
-impl Drop for EndUse {
-    fn drop(&mut self) {
-        let (devices, target) = (self.devices.clone(), self.target.clone());
-        tokio::spawn(async move { devices.end_use(&target).await });
-    }
-}
-
-/// The states of a lease: without a guard until it is held, with one until the call ends.
+/// The states of a lease: until it is held, or while the call lasts. A call that ends before ends the wish too.
 fn lease_stream(
     states: watch::Receiver<Told>,
-    guard: Option<EndUse>,
+    guard: DropGuard,
+    watch: bool,
 ) -> impl stream::Stream<Item = Result<wire::Lease>> + Send {
-    stream::unfold(Some((states, guard, true)), |state| async move {
+    stream::unfold(Some((states, guard, true)), move |state| async move {
         let (mut states, guard, first) = state?;
         if !first && states.changed().await.is_err() {
             return None;
         }
         let now = states.borrow_and_update().clone()?;
         match now {
-            Ok(lease) => {
-                let done = guard.is_none() && lease.state() == wire::LeaseState::Held;
-                Some((Ok(lease), (!done).then_some((states, guard, false))))
+            Ok(lease) if !watch && lease.state() == wire::LeaseState::Held => {
+                guard.disarm();
+                Some((Ok(lease), None))
             }
+            Ok(lease) => Some((Ok(lease), Some((states, guard, false)))),
             Err(status) => Some((Err(common::status::from_status(&status)), None)),
         }
     })

@@ -8,12 +8,12 @@ use super::grpc::Asked;
 use super::{Devices, access};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
-use common::model::{DeviceId, EntryName, Right};
+use common::model::{DeviceId, EntryName, Right, fold};
 use device::audit::Line;
 use device::model::Kind;
 use device::printer::model::{
-    Allowance, Capabilities, Destination, Hold, Job, JobId, JobState, OutputConfig, Period, PrinterConfig, Sides, Ticket,
-    Who,
+    Allowance, Capabilities, Destination, Hold, Job, JobId, JobState, OutputConfig, Period, PrinterConfig, Sides,
+    Ticket, Who,
 };
 use device::printer::queue::Changes;
 use device::printer::{DocumentRequest, JobRequest, PrinterView, Verb};
@@ -21,6 +21,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use proto::peer::v1 as wire;
 use std::path::PathBuf;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Jobs in one answer unless the caller says.
@@ -90,13 +91,22 @@ pub(super) fn pages_of(text: &str) -> Result<Vec<(u32, u32)>> {
     text.split(',').map(range).collect()
 }
 
+/// The printers of a group.
+fn members_of(entry: &Entry) -> &[String] {
+    use wire::printer_output::Kind as Output;
+    let Some(wire::share_device_request::Kind::Printer(share)) = &entry.share.kind else { return &[] };
+    match share.output.as_ref().and_then(|o| o.kind.as_ref()) {
+        Some(Output::Group(group)) => &group.members,
+        _ => &[],
+    }
+}
+
 impl Devices {
     /// Where a printer's pages go, as the person named it.
     fn outputs_of(&self, entry: &Entry, share: &wire::PrinterShare) -> Result<Vec<OutputConfig>> {
         use wire::printer_output::Kind as Output;
         let invalid = |what: &str| Error::new(Reason::ResourceInvalid, what.to_owned());
-        let mut capabilities =
-            Capabilities { color: share.color, duplex: share.duplex, ..Capabilities::default() };
+        let mut capabilities = Capabilities { color: share.color, duplex: share.duplex, ..Capabilities::default() };
         if !share.formats.is_empty() {
             capabilities.formats = share.formats.clone();
         }
@@ -125,17 +135,34 @@ impl Devices {
         for member in members {
             let name = EntryName::new(member.trim_start_matches("printers/"))?;
             let view = self.0.printers.get(name.as_str())?;
-            if view.config.outputs.len() != 1 || name.as_str() == entry.name {
+            let group = self.0.book.get(Kind::Printer, name.as_str()).is_some_and(|e| !members_of(&e).is_empty());
+            if group || view.config.outputs.len() != 1 || fold(name.as_str()) == fold(&entry.name) {
                 return Err(Error::new(Reason::ResourceInvalid, format!("{member} is itself a group"))
                     .fix_is("name single printers of this machine"));
             }
-            outputs.extend(view.config.outputs.into_iter().map(|o| OutputConfig { name: name.as_str().to_owned(), ..o }));
+            outputs
+                .extend(view.config.outputs.into_iter().map(|o| OutputConfig { name: name.as_str().to_owned(), ..o }));
         }
         Ok(outputs)
     }
 
     /// Opens a printer of this machine, or changes it; jobs, quotas and use stay.
-    pub(super) async fn open_printer(&self, entry: &Entry, share: &wire::PrinterShare) -> Result<()> {
+    ///
+    /// # Errors
+    /// RESOURCE_INVALID; RESOURCE_REMOTE for a new output that is a printer of another node; disk errors.
+    pub(super) async fn open_printer(
+        &self,
+        entry: &Entry,
+        share: &wire::PrinterShare,
+        shared: Option<&Entry>,
+    ) -> Result<()> {
+        let known = shared.and_then(|s| match &s.share.kind {
+            Some(wire::share_device_request::Kind::Printer(p)) => Some(&p.output),
+            _ => None,
+        });
+        if known != Some(&share.output) {
+            super::onward::refuse(share).await?;
+        }
         let before = self.0.printers.get(&entry.name).ok().map(|v| v.config);
         let config = PrinterConfig {
             name: entry.name.clone(),
@@ -149,6 +176,31 @@ impl Devices {
             limits: before.map(|b| b.limits).unwrap_or_default(),
         };
         self.0.printers.put(config).await
+    }
+
+    /// The first group that prints on a printer of this machine.
+    pub(super) fn group_with(&self, printer: &Entry) -> Option<Arc<Entry>> {
+        self.groups_with(printer).into_iter().next()
+    }
+
+    fn groups_with(&self, printer: &Entry) -> Vec<Arc<Entry>> {
+        if printer.kind != Kind::Printer {
+            return Vec::new();
+        }
+        let key = fold(&printer.name);
+        let is_in = |e: &Arc<Entry>| members_of(e).iter().any(|m| fold(m.trim_start_matches("printers/")) == key);
+        self.0.book.all().into_iter().filter(is_in).collect()
+    }
+
+    /// Groups print where their members print now.
+    pub(super) async fn refresh_groups(&self, printer: &Entry) {
+        for group in self.groups_with(printer) {
+            let Some(wire::share_device_request::Kind::Printer(share)) = &group.share.kind else { continue };
+            if let Err(error) = self.open_printer(&group, share, Some(&group)).await {
+                let problem = super::remote::own_problem(&group.local_name(), &error);
+                self.0.problems.lock().insert(group.local_name(), problem);
+            }
+        }
     }
 
     /// Removes a printer; refused while jobs of it wait, unless forced.
@@ -165,7 +217,11 @@ impl Devices {
     }
 
     /// What the printer shows of itself to this caller.
-    pub(super) fn printer_words(&self, entry: &Entry, caller: &DeviceId) -> Result<(String, String, wire::PrinterDetail)> {
+    pub(super) fn printer_words(
+        &self,
+        entry: &Entry,
+        caller: &DeviceId,
+    ) -> Result<(String, String, wire::PrinterDetail)> {
         let view = self.0.printers.get(&entry.name)?;
         let who = self.printing(caller)?;
         let (used, waiting, allowed) = self.0.printers.usage(&entry.name, &who)?;
@@ -243,7 +299,7 @@ impl Devices {
         mut data: Asked<Bytes>,
     ) -> Result<wire::PrintJob> {
         let (name, who, _) = self.printer(caller, &header.device, Right::Write, "print")?;
-        let printed = self.print_as(&name, &who, &header, &mut data).await;
+        let printed = self.print_as(caller, &name, &who, &header, &mut data).await;
         match &printed {
             Ok(job) => {
                 let detail = format!("job {}", job.job_id);
@@ -257,13 +313,14 @@ impl Devices {
 
     async fn print_as(
         &self,
+        caller: &DeviceId,
         name: &str,
         who: &Who,
         header: &wire::PrintHeader,
         data: &mut Asked<Bytes>,
     ) -> Result<wire::PrintJob> {
         self.0.audit.admit()?;
-        let _permit = self.permit()?;
+        let _permit = self.permit(caller)?;
         let ticket = ticket_of(header)?;
         if header.priority > 100 {
             return Err(field("priority", "a priority is 1 to 100"));
@@ -273,7 +330,9 @@ impl Devices {
         }
         let uuid = match header.request_id.len() {
             0 => None,
-            _ => Some(Uuid::from_slice(&header.request_id).map_err(|_| field("request_id", "the id has not 16 bytes"))?),
+            _ => {
+                Some(Uuid::from_slice(&header.request_id).map_err(|_| field("request_id", "the id has not 16 bytes"))?)
+            }
         };
         let request = JobRequest {
             name: header.job_name.clone(),
@@ -292,6 +351,11 @@ impl Devices {
         let mut upload = self.0.printers.submit(name, who, request, document, expected)?;
         while let Some(part) = data.next().await {
             upload.write(&part?).await?;
+            // Whoever was cut off or lost the right in the middle prints no more.
+            self.checked(caller, &header.device, Right::Write)?;
+            if expected.is_some_and(|e| upload.received() > e) {
+                break;
+            }
         }
         if expected.is_some_and(|e| e != upload.received()) {
             return Err(field("size_bytes", "the document has another size than was said"));

@@ -123,8 +123,7 @@ impl Remote {
     /// waited for: what they said last is shown.
     pub async fn all(&self, wanted: impl Fn(&Claim<Node>) -> bool) -> (Vec<wire::Device>, Vec<wire::NodeProblem>) {
         let me = self.roster.me();
-        let claims: Vec<Claim<Node>> =
-            self.claims().into_iter().filter(|c| c.what.device != me && wanted(c)).collect();
+        let claims: Vec<Claim<Node>> = self.claims().into_iter().filter(|c| c.what.device != me && wanted(c)).collect();
         drop(wanted);
         self.ask_all(claims).await
     }

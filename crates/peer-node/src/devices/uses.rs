@@ -7,7 +7,7 @@
 //! Bounds: [`USES_MAX`] leases at a time.
 
 use common::error::{Error, Reason, Result};
-use common::model::DeviceId;
+use common::model::{DeviceId, fold};
 use common::status::{from_status, to_status};
 use parking_lot::Mutex;
 use proto::peer::v1 as wire;
@@ -27,7 +27,8 @@ use super::remote::in_time;
 const USES_MAX: usize = 64;
 /// Between two attempts when the owner does not answer.
 const AGAIN: Duration = Duration::from_secs(1);
-
+/// Longest time of a lease that is believed: a day.
+const TTL_MAX_MS: u64 = 86_400_000;
 
 /// A lease that is held or waited for.
 pub(super) struct Use {
@@ -36,17 +37,57 @@ pub(super) struct Use {
     end: CancellationToken,
 }
 
-/// All of them, by node and name.
+/// A device: its node, and its name there without regard to letter case.
+type Key = (DeviceId, String);
+
+fn key_of(target: &Target) -> Key {
+    (target.node, fold(&target.local_name()))
+}
+
+fn free(uses: &HashMap<Key, Arc<Use>>, key: &Key) -> Result<()> {
+    if uses.contains_key(key) {
+        return Err(Error::new(Reason::ResourceBusy, "this machine uses the device already")
+            .fix_is("give it back first: atrium release"));
+    }
+    if uses.len() >= USES_MAX {
+        return Err(Error::new(Reason::Overloaded, "this machine uses as many devices as it can"));
+    }
+    Ok(())
+}
+
+/// All of them.
 #[derive(Default)]
-pub(super) struct Uses(Mutex<HashMap<(DeviceId, String), Arc<Use>>>);
+pub(super) struct Uses(Mutex<HashMap<Key, Arc<Use>>>);
 
 impl Uses {
     /// The lease that is held now: its id and token.
     pub fn held(&self, target: &Target) -> Option<wire::Lease> {
         let uses = self.0.lock();
-        let states = uses.get(&(target.node, target.local_name()))?.states.borrow();
+        let states = uses.get(&key_of(target))?.states.borrow();
         let lease = states.as_ref()?.as_ref().ok()?;
         (lease.state() == wire::LeaseState::Held).then(|| lease.clone())
+    }
+
+    /// Is there room for another one?
+    ///
+    /// # Errors
+    /// RESOURCE_BUSY, OVERLOADED.
+    fn room(&self, key: &Key) -> Result<()> {
+        free(&self.0.lock(), key)
+    }
+
+    fn begin(&self, key: &Key, this: &Arc<Use>) -> Result<()> {
+        let mut uses = self.0.lock();
+        free(&uses, key)?;
+        uses.insert(key.clone(), this.clone());
+        Ok(())
+    }
+
+    fn end(&self, key: &Key, this: &Arc<Use>) {
+        let mut uses = self.0.lock();
+        if uses.get(key).is_some_and(|u| Arc::ptr_eq(u, this)) {
+            uses.remove(key);
+        }
     }
 }
 
@@ -98,18 +139,13 @@ impl Devices {
     ///
     /// # Errors
     /// RESOURCE_BUSY and the like; ALREADY: RESOURCE_BUSY if this machine holds or waits for it.
-    pub(super) async fn begin_use(&self, target: Target, wish: Wish) -> Result<watch::Receiver<Told>> {
-        let key = (target.node, target.local_name());
-        {
-            let uses = self.0.uses.0.lock();
-            if uses.contains_key(&key) {
-                return Err(Error::new(Reason::ResourceBusy, "this machine uses the device already")
-                    .fix_is("give it back first: atrium release"));
-            }
-            if uses.len() >= USES_MAX {
-                return Err(Error::new(Reason::Overloaded, "this machine uses as many devices as it can"));
-            }
-        }
+    pub(super) async fn begin_use(
+        &self,
+        target: Target,
+        wish: Wish,
+    ) -> Result<(watch::Receiver<Told>, CancellationToken)> {
+        let key = key_of(&target);
+        self.0.uses.room(&key)?;
         let request = wire::AcquireLeaseRequest {
             device: target.local_name(),
             mode: wish.mode as i32,
@@ -120,8 +156,13 @@ impl Devices {
         let sent = Instant::now();
         let first = self.ask_lease(&target, request.clone()).await?;
         let (states, watcher) = watch::channel(Some(Ok(first.clone())));
-        let this = Arc::new(Use { target, states, end: CancellationToken::new() });
-        self.0.uses.0.lock().insert(key.clone(), this.clone());
+        let end = CancellationToken::new();
+        let this = Arc::new(Use { target, states, end: end.clone() });
+        if let Err(error) = self.0.uses.begin(&key, &this) {
+            // Two asked at the same time: the first one has it.
+            let _ = self.give_back(&this.target, first.lease_id).await;
+            return Err(error);
+        }
         let (devices, stop) = (self.clone(), self.0.shutdown.token());
         let until = wish.seconds.map(|s| sent + s);
         self.0.shutdown.spawn(async move {
@@ -131,11 +172,11 @@ impl Devices {
             if let Some(id) = id {
                 let _ = devices.give_back(&this.target, id).await;
             }
-            devices.0.uses.0.lock().remove(&key);
+            devices.0.uses.end(&key, &this);
             this.states.send_replace(ended.err().map(|e| Err(to_status(&e))));
             devices.changed();
         });
-        Ok(watcher)
+        Ok((watcher, end))
     }
 
     /// Asks and renews until the end is asked for (`Ok`), or the lease is lost.
@@ -149,36 +190,45 @@ impl Devices {
         stop: &CancellationToken,
     ) -> Result<()> {
         let far = Instant::now() + Duration::from_secs(86_400 * 365);
+        let late = || Error::new(Reason::LeaseLost, "the device's machine did not prolong the lease in time");
+        let mut failed = false;
         loop {
             let held = lease.state() == wire::LeaseState::Held;
-            let ttl = Duration::from_millis(lease.ttl_ms.max(3_000));
-            let wait = if held { ttl / 3 } else { Duration::from_millis(lease.poll_after_ms.clamp(100, 10_000)) };
+            let ttl = Duration::from_millis(lease.ttl_ms.min(TTL_MAX_MS));
+            // Its end here is before its end at the owner, whatever happens.
+            let last = if held { sent + ttl.saturating_sub(Duration::from_millis(lease.skew_ms)) } else { far };
+            let wait = match held {
+                _ if failed => AGAIN,
+                true => (ttl / 3).max(Duration::from_millis(100)),
+                false => Duration::from_millis(lease.poll_after_ms.clamp(100, 10_000)),
+            };
             tokio::select! {
                 () = this.end.cancelled() => return Ok(()),
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep_until(until.unwrap_or(far)) => return Ok(()),
+                () = tokio::time::sleep_until(last) => return Err(late()),
                 () = tokio::time::sleep(wait) => {}
             }
             let asked = Instant::now();
-            let answer = if held {
-                let renew = wire::RenewLeaseRequest { device: lease.device.clone(), lease_id: lease.lease_id.clone() };
-                self.renew_use(&this.target, renew).await
-            } else {
-                self.ask_lease(&this.target, request.clone()).await
+            let asking = async {
+                if held {
+                    let (device, lease_id) = (lease.device.clone(), lease.lease_id.clone());
+                    self.renew_use(&this.target, wire::RenewLeaseRequest { device, lease_id }).await
+                } else {
+                    self.ask_lease(&this.target, request.clone()).await
+                }
+            };
+            let answer = tokio::select! {
+                answer = asking => answer,
+                () = this.end.cancelled() => return Ok(()),
+                () = tokio::time::sleep_until(last) => return Err(late()),
             };
             match answer {
                 Ok(now) => {
-                    (lease, sent) = (now.clone(), asked);
+                    (lease, sent, failed) = (now.clone(), asked, false);
                     this.states.send_replace(Some(Ok(now)));
                 }
-                Err(error) if error.kind() == common::error::Kind::Unavailable => {
-                    let last = sent + ttl.saturating_sub(Duration::from_millis(lease.skew_ms));
-                    if held && Instant::now() + AGAIN >= last {
-                        return Err(Error::new(Reason::LeaseLost, "the device's machine did not answer in time")
-                            .caused_by(error));
-                    }
-                    tokio::time::sleep(AGAIN).await;
-                }
+                Err(error) if error.kind() == common::error::Kind::Unavailable => failed = true,
                 Err(error) => return Err(error),
             }
         }
@@ -189,8 +239,7 @@ impl Devices {
     /// # Errors
     /// LEASE_UNKNOWN if there is none.
     pub(super) async fn end_use(&self, target: &Target) -> Result<()> {
-        let key = (target.node, target.local_name());
-        let this = self.0.uses.0.lock().get(&key).cloned();
+        let this = self.0.uses.0.lock().get(&key_of(target)).cloned();
         let this = this.ok_or_else(|| Error::new(Reason::LeaseUnknown, "this machine does not use the device"))?;
         let mut states = this.states.subscribe();
         this.end.cancel();

@@ -134,9 +134,17 @@ fn device_id(view: &PrinterView) -> String {
     format!("MFG:Atrium;MDL:{model};CMD:PDF,JPEG,PWGRaster,AppleRaster;")
 }
 
+/// Whose printers these are, in `make and model`.
+const MAKE: &str = "Atrium";
+
 /// What `make and model` says, here and in DNS-SD.
 pub(crate) fn make_and_model(name: &str) -> String {
-    format!("Atrium {name}")
+    format!("{MAKE} {name}")
+}
+
+/// Whether a `make and model` is of a printer of this kind.
+pub(crate) fn is_ours(make_and_model: &str) -> bool {
+    make_and_model.strip_prefix(MAKE).is_some_and(|rest| rest.starts_with(' '))
 }
 
 /// `urf-supported`, here and in DNS-SD.

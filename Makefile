@@ -4,6 +4,8 @@ SHELL := bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(TARGET)/tools
 CARGO ?= cargo
+# Programs and tests in one build: by themselves the programs would be built with other features of their libraries.
+BUILD = $(CARGO) build --workspace --bins --tests --examples
 
 .PHONY: help build release test test-rust test-doc test-interop test-devices bench-devices crash fmt verify-fmt fix-fmt clippy docs deny \
   verify-proto verify-generated fix-generated verify-units verify-fuzz fuzz ci demo up down bench-files bench-peers cluster cluster-down install
@@ -29,7 +31,7 @@ down: ## Stop that office
 test: test-rust test-doc test-interop ## Run all tests
 
 test-rust:
-	$(CARGO) build --workspace --bins
+	$(BUILD)
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  echo "$(CARGO) nextest run --workspace"; $(CARGO) nextest run --workspace; \
 	else $(CARGO) test --workspace --all-targets; fi
@@ -38,19 +40,18 @@ test-doc:
 	$(CARGO) test --workspace --doc
 
 test-interop: ## The Python client against a real server (sets up its own environment)
-	$(CARGO) build --workspace --bins
+	$(BUILD)
 	tests/interop/python/run.sh $(TARGET)/debug
 
 crash: ## Kill the server at random instants while clients work: make crash ROUNDS=1000
-	$(CARGO) build --workspace --bins
+	$(BUILD)
 	$(TARGET)/debug/crash --rounds $(or $(ROUNDS),200)
 
 bench-files: release ## Measure against nginx, Samba and rsync where installed (table, and JSON in target/bench)
 	$(TARGET)/release/bench-files
 
 test-devices: ## Printers, drives and disks judged by programs that are not ours (as root; installs them from Debian)
-	$(CARGO) build --workspace --bins
-	$(CARGO) build -p atrium-device --examples
+	$(BUILD)
 	tests/devices/printers.sh $(TARGET)/debug/examples
 	NBD_EXPORT=$(TARGET)/debug/examples/nbd_export tests/devices/discs.sh
 	tests/devices/peer.sh $(TARGET)/debug
@@ -93,12 +94,14 @@ verify-proto: ## Lint the contract and look for breaking changes against main
 	  $(TOOLS)/bin/buf breaking proto --against '.git#branch=origin/main,subdir=proto'; fi
 
 fix-generated: ## Write the generated documents anew
-	$(CARGO) run -q -p atrium -- generate docs > docs/cli.md
-	$(CARGO) run -q -p atrium-e2e --bin generate-docs -- write
+	$(BUILD)
+	$(TARGET)/debug/atrium generate docs > docs/cli.md
+	$(TARGET)/debug/generate-docs write
 
 verify-generated: ## Are the generated documents current?
-	$(CARGO) run -q -p atrium -- generate docs | diff -u docs/cli.md - || { echo "fix: make fix-generated"; exit 1; }
-	$(CARGO) run -q -p atrium-e2e --bin generate-docs -- check
+	$(BUILD)
+	$(TARGET)/debug/atrium generate docs | diff -u docs/cli.md - || { echo "fix: make fix-generated"; exit 1; }
+	$(TARGET)/debug/generate-docs check
 
 verify-units: ## systemd units: syntax, and exposure at most 3.0
 	deploy/systemd/verify.sh

@@ -45,6 +45,6 @@ mod tests {
     fn every_service_has_a_name_and_so_has_the_whole() {
         let names = names();
         assert!(names.contains("") && names.contains("atrium.v1.FileService"));
-        assert_eq!(names.len(), 10);
+        assert_eq!(names.len(), 11);
     }
 }

@@ -17,8 +17,8 @@ use super::{Devices, access};
 use crate::hybrid::Hybrid;
 use common::error::{Error, Reason, Result};
 use common::flow::print_pull::{
-    Document, JobReport, OfferedPrinter, PrinterCondition, Progress, PullSettings, PullStatus, PulledJob, PulledPrinter,
-    pull,
+    Document, JobReport, OfferedPrinter, PrinterCondition, Progress, PullSettings, PullStatus, PulledJob,
+    PulledPrinter, pull,
 };
 use common::model::Right;
 use device::model::{Caller, Kind};

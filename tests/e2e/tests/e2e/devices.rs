@@ -150,7 +150,8 @@ fn borrowed_space_is_ones_own_and_ends() -> Result<()> {
     let [anna, bert, cleo] = &office.peers[..] else { unreachable!() };
     let lent = dir.path().join("lent");
     fs::create_dir_all(&lent)?;
-    let share = ["share", "disks/big", "--folder", text(&lent), "--size", "20MiB", "--reserve", "1MiB", "--with", "bert"];
+    let share =
+        ["share", "disks/big", "--folder", text(&lent), "--size", "20MiB", "--reserve", "1MiB", "--with", "bert"];
     anna.atrium(&share)?;
     let address = "acme/anna/disks/big";
     bert.wait_until(&["devices", "--json"], |a| a.contains(address))?;
@@ -195,7 +196,18 @@ fn a_share_has_a_second_copy_that_its_lender_cannot_read() -> Result<()> {
     let [anna, bert, _] = &office.peers[..] else { unreachable!() };
     let lent = dir.path().join("lent");
     fs::create_dir_all(&lent)?;
-    anna.atrium(&["share", "disks/big", "--folder", text(&lent), "--size", "100MiB", "--reserve", "1MiB", "--with", "bert"])?;
+    anna.atrium(&[
+        "share",
+        "disks/big",
+        "--folder",
+        text(&lent),
+        "--size",
+        "100MiB",
+        "--reserve",
+        "1MiB",
+        "--with",
+        "bert",
+    ])?;
     let plans = dir.path().join("plans");
     fs::create_dir_all(plans.join("old"))?;
     fs::write(plans.join("secret.txt"), "the secret of the house\n".repeat(100))?;

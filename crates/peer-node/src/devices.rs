@@ -380,6 +380,9 @@ impl Devices {
     }
 
     fn checked(&self, caller: &DeviceId, name: &str, right: Right) -> Result<Arc<Entry>> {
+        if !self.0.roster.is_member(caller) {
+            return Err(access::stranger());
+        }
         let (kind, plain) = address::local(name)?;
         let entry = self.0.book.get(kind, &plain).ok_or_else(|| access::unknown(name))?;
         access::require(access::right_of(&*self.0.roster, caller, &entry), right, name)?;

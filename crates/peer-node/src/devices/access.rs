@@ -12,12 +12,16 @@ pub fn unknown(name: &str) -> Error {
     Error::new(Reason::ResourceUnknown, format!("there is no device {name:?}"))
 }
 
+/// The answer for whoever is no member, or no member any more.
+pub fn stranger() -> Error {
+    Error::new(Reason::NotAMember, "only members of the office may ask")
+}
+
 /// The calling machine as the office knows it.
 ///
 /// # Errors
 /// NOT_A_MEMBER.
 pub fn caller(roster: &dyn Roster, device: &DeviceId) -> Result<Caller> {
-    let stranger = || Error::new(Reason::NotAMember, "only members of the office may ask");
     if !roster.is_member(device) {
         return Err(stranger());
     }

@@ -134,14 +134,15 @@ impl Devices {
         let mut outputs = Vec::new();
         for member in members {
             let name = EntryName::new(member.trim_start_matches("printers/"))?;
-            let view = self.0.printers.get(name.as_str())?;
-            let group = self.0.book.get(Kind::Printer, name.as_str()).is_some_and(|e| !members_of(&e).is_empty());
-            if group || view.config.outputs.len() != 1 || fold(name.as_str()) == fold(&entry.name) {
+            let known = self.0.book.get(Kind::Printer, name.as_str());
+            let known = known.ok_or_else(|| access::unknown(member))?;
+            let (name, group) = (&known.name, !members_of(&known).is_empty());
+            let view = self.0.printers.get(name)?;
+            if group || view.config.outputs.len() != 1 || fold(name) == fold(&entry.name) {
                 return Err(Error::new(Reason::ResourceInvalid, format!("{member} is itself a group"))
                     .fix_is("name single printers of this machine"));
             }
-            outputs
-                .extend(view.config.outputs.into_iter().map(|o| OutputConfig { name: name.as_str().to_owned(), ..o }));
+            outputs.extend(view.config.outputs.into_iter().map(|o| OutputConfig { name: name.clone(), ..o }));
         }
         Ok(outputs)
     }

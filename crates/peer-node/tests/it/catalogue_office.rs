@@ -77,6 +77,13 @@ pub struct Seat {
     me: DeviceId,
 }
 
+impl Seat {
+    /// A node's view of the office.
+    pub fn new(office: &Arc<Office>, me: DeviceId) -> Arc<Self> {
+        Arc::new(Self { office: office.clone(), me })
+    }
+}
+
 impl Roster for Seat {
     fn office(&self) -> Option<OfficeId> {
         Some(self.office.id)

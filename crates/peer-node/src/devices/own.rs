@@ -97,7 +97,10 @@ impl Devices {
             Some(before) if opened && before.kind == Kind::Drive => self.open_device(before, Some(entry)).await,
             Some(before) => self.open_device(before, Some(before)).await,
             // What was lent in the folder by an earlier share stays there.
-            None if entry.kind == Kind::Disk => Ok(drop(self.0.lenders.lock().remove(&entry.local_name()))),
+            None if entry.kind == Kind::Disk => {
+                self.0.lenders.lock().remove(&entry.local_name());
+                Ok(())
+            }
             None => self.close_device(entry, true).await,
         };
         if let Err(error) = undone {

@@ -149,7 +149,7 @@ pub struct DeviceSettings {
     pub ipps_listen: Vec<SocketAddr>,
     /// Announce those printers in the local network, so that they appear in print dialogs.
     pub announce: bool,
-    /// Most bytes of print jobs that wait.
+    /// Most bytes of print jobs that wait for one printer.
     pub spool_limit: ByteSize,
     /// Most bytes of others' discs that are kept for the next reader.
     pub disc_cache: ByteSize,

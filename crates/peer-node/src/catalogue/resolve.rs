@@ -1,6 +1,6 @@
 //! Addresses and listing over all nodes.
 
-use common::error::{Error, Reason, Result};
+use common::error::{Error, Kind, Reason, Result};
 use common::model::{DeviceId, Right};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
@@ -372,7 +372,17 @@ impl Catalogue {
                     (Some(folder), _) => folder.index.clone(),
                     (None, true) => {
                         self.looked_through(resolved.owner, share).await;
-                        self.refresh_kept(resolved.owner, share).await?
+                        match self.refresh_kept(resolved.owner, share).await {
+                            // It went away since it was asked what it shares: what is kept is what there is now.
+                            Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded) => {
+                                let kept = self.0.kept_index(share)?;
+                                if kept.head().entry_count == 0 {
+                                    return Err(error);
+                                }
+                                kept
+                            }
+                            refreshed => refreshed?,
+                        }
                     }
                     (None, false) => self.0.kept_index(share)?,
                 };

@@ -51,6 +51,11 @@ struct Open {
 }
 
 impl Doors {
+    /// Most bytes of documents that wait for one printer.
+    pub fn spool_limit(&self) -> u64 {
+        self.settings.spool_limit.bytes()
+    }
+
     /// Closed.
     pub fn new(settings: DeviceSettings) -> Self {
         Self { settings, open: tokio::sync::Mutex::new(None), addresses: Mutex::default() }

@@ -12,8 +12,8 @@ use common::model::{DeviceId, EntryName, Right, fold};
 use device::audit::Line;
 use device::model::Kind;
 use device::printer::model::{
-    Allowance, Capabilities, Destination, Hold, Job, JobId, JobState, OutputConfig, Period, PrinterConfig, Sides,
-    Ticket, Who,
+    Allowance, Capabilities, Destination, Hold, Job, JobId, JobState, OutputConfig, Period, PrinterConfig, QueueLimits,
+    Sides, Ticket, Who,
 };
 use device::printer::queue::Changes;
 use device::printer::{DocumentRequest, JobRequest, PrinterView, Verb};
@@ -174,7 +174,7 @@ impl Devices {
             organization: String::new(),
             outputs: self.outputs_of(entry, share)?,
             quotas: before.as_ref().map(|b| b.quotas.clone()).unwrap_or_default(),
-            limits: before.map(|b| b.limits).unwrap_or_default(),
+            limits: QueueLimits { bytes: self.0.ipp.spool_limit(), ..before.map(|b| b.limits).unwrap_or_default() },
         };
         self.0.printers.put(config).await
     }

@@ -39,9 +39,12 @@ async fn a_liar_is_named_and_banned_and_the_transfer_completes() {
     b.share("x", &data);
     b.spoil("x", &random(23, 32 << 20));
     b.folder.lies.store(true, Ordering::SeqCst);
-    // Slow enough for the liar to be asked again after its pauses.
-    a.cap_upload(5_000_000).await;
-    let done = c.fetch(&[&a, &b], order(&office, &[file])).await;
+    // Slow enough for the liar to be asked again after its pauses, until it is banned.
+    a.cap_upload(1_000_000).await;
+    let id = c.begin(&[&a, &b], order(&office, &[file])).await;
+    c.until(&id, |p| p.state.is_ended() || p.sources.iter().any(|s| s.banned)).await;
+    a.cap_upload(0).await;
+    let done = c.until(&id, |p| p.state.is_ended()).await;
     assert_done(&c, &done, "x", &data);
     let liar = done.sources.iter().find(|s| s.name == "node b").expect("named");
     assert!(liar.banned && liar.bad_chunk_count >= 3 && liar.received_bytes == 0, "{liar:?}");

@@ -46,7 +46,7 @@ pub(super) fn demo(dir: &Path) -> Result<()> {
         say("    (ipptool is not installed; with Debian's cups-ipp-utils it would print here, too)");
     }
 
-    let folder = sample::tree()?.join("reference");
+    let folder = sample::tree()?.join("std/primitive");
     let folder = if folder.is_dir() { folder } else { sample::tree()? };
     let image = dir.join("disc.iso");
     if iso(&folder, &image, "DOCUMENTS")? {

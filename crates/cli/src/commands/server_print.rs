@@ -1,4 +1,4 @@
-//! Printing through the server: what `print --at server:NAME` and `jobs --server` do.
+//! Printing through the server: what `print --via-server NAME` and `jobs --server-queue` do.
 
 use super::{Context, Several, call, request_id};
 use crate::args::value::Whom;

@@ -370,7 +370,7 @@ pub fn load_printer(view: &impl View, name: &str) -> Result<Option<Printer>> {
 pub fn printer_unknown(name: &str) -> Error {
     let shown: String = name.chars().take(64).collect();
     Error::new(Reason::ResourceUnknown, format!("there is no printer {shown:?}, or you may not see it"))
-        .fix_is("`atrium jobs --server --printers` lists the printers that you may use")
+        .fix_is("`atrium admin printers list` shows an administrator all printers")
 }
 
 /// What whoever may not see a job is told, whether it is there or not.

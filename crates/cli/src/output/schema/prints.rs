@@ -7,7 +7,7 @@ objects! {
     print_objects;
     /// A printer that the server offers: items of `admin printers list`.
     ServerPrinter "server_printer" {
-        /// Unique name; `--at server:NAME` prints on it.
+        /// Unique name; `--via-server NAME` prints on it.
         name: String,
         /// For people.
         description: String,
@@ -36,7 +36,7 @@ objects! {
         /// When its machine last said how it is, RFC 3339.
         last_seen_time: Option<String>,
     }
-    /// A print job at the server: result of `print --at server:NAME`, items of `jobs --server`.
+    /// A print job at the server: result of `print --via-server NAME`, items of `jobs --server-queue`.
     ServerPrintJob "server_print_job" {
         /// Names it.
         id: String,

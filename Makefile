@@ -83,7 +83,7 @@ docs: ## API documentation, warnings denied
 
 deny: ## Licences, bans and sources of dependencies
 	@if ! $(CARGO) deny --version >/dev/null 2>&1 && [ ! -x $(TOOLS)/bin/cargo-deny ]; then \
-	  echo "building cargo-deny once"; $(CARGO) install --locked -q cargo-deny --version 0.20.2 --root $(TOOLS); fi
+	  echo "building cargo-deny once"; CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --locked -q --debug cargo-deny --version 0.20.2 --root $(TOOLS); fi
 	$(CARGO) fetch -q --locked
 	PATH="$$PATH:$$PWD/$(TOOLS)/bin" $(CARGO) deny --offline check bans licenses sources
 

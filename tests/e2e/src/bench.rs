@@ -33,8 +33,9 @@ pub struct Sample {
 }
 
 /// A work item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Work {
     /// One file of 1 GiB in.
     PutBig,
@@ -56,11 +57,6 @@ impl Work {
     /// All, in the order in which they depend on each other.
     pub const ALL: [Work; 7] =
         [Work::PutBig, Work::GetBig, Work::PutChanged, Work::PutEight, Work::GetEight, Work::PutSmall, Work::GetSmall];
-
-    /// The one whose name in the report is this: `put_big`.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|w| serde_json::to_value(w).is_ok_and(|v| v == name))
-    }
 
     /// For the table.
     pub fn title(self) -> &'static str {

@@ -2,7 +2,7 @@
 
 use super::get::get_tracked;
 use super::link::{Link, check_manifest, strange};
-use super::local::{LocalFile, blocking, create_part, exists, local_error, part_path, publish};
+use super::local::{LocalFile, PartFile, blocking, exists, local_error, publish};
 use super::options::{GetOptions, GetTreeOptions, TreeSummary};
 use super::progress::{Event, Progress, Tracker};
 use super::put_tree::{copy_of, stops};
@@ -534,16 +534,17 @@ fn write_file(
         }
         offset += chunk.len as usize;
     }
-    let part = part_path(target)?;
-    let mut file = create_part(&part)?;
+    let part = PartFile::claim(target)?;
+    part.clear()?;
+    let mut file = &part.file;
     let written = content.pieces().iter().try_for_each(|p| io::Write::write_all(&mut file, p));
     let modified = entry.modify_time.as_ref().and_then(|t| system_from_timestamp(t, "modify_time").ok());
     let published = written
         .map_err(|e| local_error(target, "written", e))
-        .and_then(|()| publish(&file, &part, target, entry.mode, modified, options.replace, options.sync));
+        .and_then(|()| publish(&part.file, &part.path, target, entry.mode, modified, options.replace, options.sync));
     if let Err(error) = published {
         // Nothing of it is worth keeping: it is as quickly fetched as found again.
-        let _ = fs::remove_file(&part);
+        let _ = part.clear();
         return Err(error);
     }
     Ok(manifest.size)

@@ -11,6 +11,9 @@ use std::time::SystemTime;
 /// End of the names of unfinished downloads; they begin with a dot.
 pub(super) const PART_SUFFIX: &str = ".atrium-part";
 
+/// Attempts to get hold of an unfinished file that others finish or throw away meanwhile; then another name is taken.
+const CLAIMS_MAX: usize = 16;
+
 /// The error for a local file, in the system's words.
 pub(super) fn local_error(path: &Path, what: &str, error: io::Error) -> Error {
     let why = error.to_string();
@@ -145,17 +148,13 @@ pub(super) fn is_part(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(PART_SUFFIX)
 }
 
-/// Makes an empty file that was not there; one that was is removed, whatever it is (never what a link points to).
-pub(super) fn create_part(path: &Path) -> Result<File> {
-    let create = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
-    let file = match create() {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(path).map_err(|e| local_error(path, "replaced", e))?;
-            create()
-        }
-        other => other,
-    };
-    file.map_err(|e| local_error(path, "created", e))
+fn new_part(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn open_part(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    OpenOptions::new().read(true).write(true).custom_flags(flags.bits() as i32).open(path)
 }
 
 /// An unfinished file that nobody else uses. Its content may be of any version: it counts only where it has the digest
@@ -167,28 +166,40 @@ pub(super) struct PartFile {
 }
 
 impl PartFile {
-    /// The one of an earlier attempt if there is one, else a new one. If another process is at work on it, one of another
+    /// The one of an earlier attempt if there is one, else a new one. If it is in use, or is no file of ours, one of another
     /// name.
+    ///
+    /// Whoever holds the lock of the file that has the name owns the name: nobody else removes or renames it. A file that is
+    /// locked only after it was made, or opened, may have changed hands in between, which is seen by looking again.
     pub(super) fn claim(target: &Path) -> Result<Self> {
         let path = part_path(target)?;
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let old = OpenOptions::new().read(true).write(true).custom_flags(flags.bits() as i32).open(&path);
-        if let Ok(file) = old
-            && is_ours(&file)
-        {
+        for _ in 0..CLAIMS_MAX {
+            let file = match new_part(&path) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match open_part(&path) {
+                    Ok(file) if is_ours(&file) => file,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    // A link, a device, somebody else's file: left alone.
+                    _ => break,
+                },
+                Err(e) => return Err(local_error(&path, "created", e)),
+            };
             if !lock(&file) {
-                let other = format!(".{}{PART_SUFFIX}", uuid::Uuid::new_v4());
-                let path = target.with_file_name(other);
-                return Ok(Self { file: create_part(&path)?, path });
+                break;
             }
-            // The process that held it may have finished it in between: then the name is another file's, or nobody's.
             if same_file(&file, &path) {
                 return Ok(Self { file, path });
             }
         }
-        let file = create_part(&path)?;
+        let path = target.with_file_name(format!(".{}{PART_SUFFIX}", uuid::Uuid::new_v4()));
+        let file = new_part(&path).map_err(|e| local_error(&path, "created", e))?;
         lock(&file);
         Ok(Self { file, path })
+    }
+
+    /// Throws the content away; with it goes the file, unless it has been published.
+    pub(super) fn clear(&self) -> Result<()> {
+        self.file.set_len(0).map_err(|e| local_error(&self.path, "written", e))
     }
 }
 
@@ -276,4 +287,53 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|e| Err(Error::internal("a thread of a transfer ended").caused_by(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::thread;
+
+    #[test]
+    fn one_at_a_time_has_an_unfinished_file() {
+        const WRITERS: u8 = 4;
+        const ROUNDS: usize = 200;
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        let write = |letter: u8, round: usize| {
+            let part = PartFile::claim(&target).unwrap();
+            part.clear().unwrap();
+            for piece in [round % 7, round % 5] {
+                (&part.file).write_all(&vec![letter; 100 * piece]).unwrap();
+            }
+            // Some give up: what they leave is found by others.
+            if round % 3 != 0 {
+                publish(&part.file, &part.path, &target, 0, None, true, false).unwrap();
+            }
+            let whole = fs::read(&target).unwrap_or_default();
+            let first = whole.first().copied().unwrap_or(letter);
+            assert!(whole.iter().all(|b| *b == first), "two contents in one file");
+        };
+        thread::scope(|scope| {
+            for letter in 0..WRITERS {
+                scope.spawn(move || (0..ROUNDS).for_each(|round| write(letter, round)));
+            }
+        });
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_left_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        let part = PartFile::claim(&target).unwrap();
+        (&part.file).write_all(b"half").unwrap();
+        let other = PartFile::claim(&target).unwrap();
+        assert_ne!(other.path, part.path, "in use");
+        let (path, another) = (part.path.clone(), other.path.clone());
+        drop((part, other));
+        assert!(path.exists() && !another.exists(), "one without content is not kept");
+        let again = PartFile::claim(&target).unwrap();
+        assert_eq!((again.file.metadata().unwrap().len(), &again.path), (4, &path));
+    }
 }

@@ -274,3 +274,17 @@ async fn trees_that_cannot_begin_say_so_and_those_that_break_off_too() {
     let error = put_tree(&place.connection, &place.path("in"), &to, &impatient, &NoProgress).await.unwrap_err();
     assert!(error.is(Reason::ServerUnreachable));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_at_once_into_one_place_do_not_disturb_each_other() {
+    let place = Place::new().await;
+    make_tree(&place);
+    put_tree(&place.connection, &place.path("in"), &at("home:x"), &put_options(), &NoProgress).await.unwrap();
+    let (out, options, from) = (place.path("out"), get_options(), at("home:x"));
+    let get = || get_tree(&place.connection, &from, &out, &options, &NoProgress);
+    let (a, b) = tokio::join!(get(), get());
+    for summary in [a.unwrap(), b.unwrap()] {
+        assert!(summary.is_complete(), "{summary:?}");
+    }
+    assert!(tree(&out) == tree(&place.path("in")));
+}

@@ -1,12 +1,11 @@
 //! `make bench-files`: files through the central server, beside what people use now.
-//! `bench-files [--rounds N] [--million N] [--only PART] [--work LIST]`, PART one of transfers, metadata; LIST of put_big,
-//! get_big, put_changed, put_eight, get_eight, put_small, get_small, separated by commas (a get needs its put).
 //!
 //! Who goes first changes with every work item and round.
 
 use anyhow::{Context, Result};
 use atrium_e2e::bench::{Contender, Inputs, Sample, Work, atrium::Atrium, measure, median, micro, peers};
 use atrium_e2e::process::Programs;
+use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -17,28 +16,42 @@ struct Report {
     missing: Vec<String>,
 }
 
-fn argument(name: &str) -> Option<String> {
-    let all: Vec<String> = std::env::args().collect();
-    all.iter().position(|a| a == name).and_then(|i| all.get(i + 1)).cloned()
+/// Measures files and metadata through the central server, beside nginx, Samba, rsync, etcd and PostgreSQL where they are
+/// installed. Prints tables; every sample goes to target/bench/files.json.
+#[derive(Parser)]
+#[command(name = "bench-files", max_term_width = 100)]
+struct Arguments {
+    /// Rounds of the transfers; what is compared is interleaved in each
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    rounds: usize,
+    /// Entries of the large directory
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    million: u32,
+    /// Only one half
+    #[arg(long, value_name = "HALF")]
+    only: Option<Half>,
+    /// Only these transfers; a get needs its put
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    work: Vec<Work>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Half {
+    /// Puts and gets
+    Transfers,
+    /// Creates, look-ups, lists, renames, events
+    Metadata,
 }
 
 fn main() -> Result<()> {
     common::tls::install_provider();
-    let rounds: usize = argument("--rounds").map_or(Ok(3), |n| n.parse())?;
-    let million: u32 = argument("--million").map_or(Ok(1_000_000), |n| n.parse())?;
-    let only = argument("--only");
-    let works: Vec<Work> = match argument("--work") {
-        None => Work::ALL.to_vec(),
-        Some(list) => {
-            let named = |n: &str| Work::named(n).with_context(|| format!("there is no work {n:?}"));
-            list.split(',').map(named).collect::<Result<_>>()?
-        }
-    };
+    let Arguments { rounds, million, only, work } = Arguments::parse();
+    let works = if work.is_empty() { Work::ALL.to_vec() } else { work };
     let scratch = tempfile::Builder::new().prefix("atrium-bench-").tempdir()?;
     let mut report = Report { transfers: BTreeMap::new(), metadata: Vec::new(), missing: Vec::new() };
     let mut atrium = Atrium::start(&scratch.path().join("office"))?;
 
-    if only.as_deref() != Some("metadata") {
+    if only != Some(Half::Metadata) {
         println!("writing inputs");
         std::fs::create_dir_all(scratch.path().join("inputs"))?;
         let inputs = Inputs::write(&scratch.path().join("inputs"))?;
@@ -78,7 +91,7 @@ fn main() -> Result<()> {
             }
         }
     }
-    if only.as_deref() != Some("transfers") {
+    if only != Some(Half::Transfers) {
         println!("metadata ({million} entries take a minute)");
         let runtime = tokio::runtime::Runtime::new()?;
         let office = atrium.office();

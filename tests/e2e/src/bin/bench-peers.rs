@@ -1,5 +1,4 @@
 //! `make bench-peers`: peers without a server, in a lab of network namespaces, beside Syncthing and BitTorrent (aria2).
-//! `bench-peers [--rounds N] [--only LIST]`, LIST of big, small, swarm8, swarm20, separated by commas.
 //!
 //! Needs root and nftables for the lab; says so and ends well where they are missing.
 
@@ -8,6 +7,7 @@ use atrium_e2e::bench::pair::{self, Load};
 use atrium_e2e::bench::swarm::{self, Distribution, Shape};
 use atrium_e2e::bench::{Inputs, Sample, median};
 use atrium_e2e::process::Programs;
+use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,15 +26,34 @@ struct Swarm {
     systems: BTreeMap<String, Vec<Distribution>>,
 }
 
-fn argument(name: &str) -> Option<String> {
-    let all: Vec<String> = std::env::args().collect();
-    all.iter().position(|a| a == name).and_then(|i| all.get(i + 1)).cloned()
+/// Measures peers without a server in a lab of network namespaces, beside Syncthing and aria2 where they are installed.
+/// Needs root and nftables. Prints tables; every sample goes to target/bench/peers.json.
+#[derive(Parser)]
+#[command(name = "bench-peers", max_term_width = 100)]
+struct Arguments {
+    /// Rounds; what is compared is interleaved in each
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    rounds: usize,
+    /// Only these
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    only: Vec<Part>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// 1 GiB, one node to another
+    Big,
+    /// 10,000 files of 4 KiB, one node to another
+    Small,
+    /// 200 MB to 8 nodes
+    Swarm8,
+    /// 1 GB to 20 nodes
+    Swarm20,
 }
 
 fn main() -> Result<()> {
-    let rounds: usize = argument("--rounds").map_or(Ok(1), |n| n.parse())?;
-    let only = argument("--only");
-    let wanted = |name: &str| only.as_deref().is_none_or(|list| list.split(',').any(|n| n == name));
+    let Arguments { rounds, only } = Arguments::parse();
+    let wanted = |part: Part| only.is_empty() || only.contains(&part);
     let mut report = Report::default();
     for (name, program) in [("Syncthing", "syncthing"), ("aria2", "aria2c")] {
         if std::process::Command::new(program).arg("--version").output().is_err() {
@@ -43,14 +62,14 @@ fn main() -> Result<()> {
         }
     }
     for round in 1..=rounds {
-        if wanted("big") || wanted("small") {
+        if wanted(Part::Big) || wanted(Part::Small) {
             pairs(&mut report, round, &wanted)?;
         }
-        for (name, shape) in [
-            ("swarm8", Shape { nodes: 8, bytes: 200_000_000, mbit: 100 }),
-            ("swarm20", Shape { nodes: 20, bytes: 1_000_000_000, mbit: 100 }),
+        for (part, shape) in [
+            (Part::Swarm8, Shape { nodes: 8, bytes: 200_000_000, mbit: 100 }),
+            (Part::Swarm20, Shape { nodes: 20, bytes: 1_000_000_000, mbit: 100 }),
         ] {
-            if wanted(name) {
+            if wanted(part) {
                 swarms(&mut report, round, shape)?;
             }
         }
@@ -69,12 +88,12 @@ fn scratch() -> Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new().prefix("atrium-bench-").tempdir()?)
 }
 
-fn pairs(report: &mut Report, round: usize, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+fn pairs(report: &mut Report, round: usize, wanted: &dyn Fn(Part) -> bool) -> Result<()> {
     type Contender = fn(Load, &Inputs, &Path) -> Result<Option<Sample>>;
     let directory = scratch()?;
     let inputs = Inputs::write(directory.path())?;
     for load in Load::ALL {
-        if !wanted(if load == Load::Big { "big" } else { "small" }) {
+        if !wanted(if load == Load::Big { Part::Big } else { Part::Small }) {
             continue;
         }
         let mut contenders: [(&str, Contender); 2] = [("atrium", pair::atrium), ("syncthing", pair::syncthing)];

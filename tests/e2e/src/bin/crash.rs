@@ -2,12 +2,13 @@
 //! and checks after each restart that nothing acknowledged is lost, nothing half done is visible, quota equals the sum,
 //! and the change log has no gap.
 //!
-//! `crash [--rounds N] [--seed S]`. A failing round prints its seed.
+//! A failing round prints its seed.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use atrium_e2e::bench::micro::sign_in;
 use atrium_e2e::{Office, sample};
 use bytes::Bytes;
+use clap::Parser;
 use common::bulk::{Rope, upload_chunks};
 use common::model::{ChunkId, UploadId};
 use common::rpc::OfficeConnection;
@@ -287,9 +288,17 @@ fn compile_killer(directory: &Path) -> Option<PathBuf> {
     built.is_ok_and(|s| s.success()).then_some(library)
 }
 
-fn argument(name: &str) -> Option<String> {
-    let all: Vec<String> = std::env::args().collect();
-    all.iter().position(|a| a == name).and_then(|i| all.get(i + 1)).cloned()
+/// Kills the central server again and again while clients work, and checks after each restart that nothing acknowledged is
+/// lost.
+#[derive(Parser)]
+#[command(name = "crash", max_term_width = 100)]
+struct Arguments {
+    /// How often
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    rounds: u64,
+    /// That of a run that failed, to do the same again
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -304,8 +313,8 @@ fn main() -> ExitCode {
 }
 
 fn begin() -> Result<ExitCode> {
-    let rounds: u64 = argument("--rounds").map_or(Ok(200), |n| n.parse())?;
-    let seed: u64 = argument("--seed").map_or_else(|| Ok(rand::rng().random()), |n| n.parse())?;
+    let Arguments { rounds, seed } = Arguments::parse();
+    let seed = seed.unwrap_or_else(|| rand::rng().random());
     let scratch = tempfile::Builder::new().prefix("atrium-crash-").tempdir()?;
     let killer = compile_killer(scratch.path());
     if killer.is_none() {

@@ -5,11 +5,11 @@
 //! When whole it is synced and takes its place, never that of a file that may not be replaced.
 
 use common::error::{Error, Reason, Result};
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -29,7 +29,7 @@ impl Part {
     /// The part of this content for this place, as far as it is here already; its directory is made if missing.
     ///
     /// # Errors
-    /// `IO_FAILED`, `DISK_FULL`.
+    /// `IO_FAILED`, also while another command writes it; `DISK_FULL`.
     pub(super) fn open(target: &Path, content: &[&[u8]]) -> Result<Self> {
         let mut hasher = blake3::Hasher::new();
         for piece in content {
@@ -41,13 +41,22 @@ impl Part {
         let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let path = parent.join(format!(".{name}.{key}.atrium-part"));
         let opened = std::fs::create_dir_all(parent).and_then(|()| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path)?;
-            let length = file.metadata()?.len();
-            Ok((file, length))
+            loop {
+                let mut options = OpenOptions::new();
+                options.read(true).write(true).create(true).truncate(false);
+                let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path)?;
+                flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+                let (opened, named) = (file.metadata()?, std::fs::symlink_metadata(&path));
+                // Whoever had it may just have finished it: then the name is free again.
+                if named.is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino())) {
+                    return Ok((file, opened.len()));
+                }
+            }
         });
-        let (mut file, length) = opened.map_err(|e| cannot_write(&path, e))?;
+        let (mut file, length) = opened.map_err(|e| match e.kind() {
+            std::io::ErrorKind::WouldBlock => busy(target),
+            _ => cannot_write(&path, e),
+        })?;
         file.seek(SeekFrom::Start(length)).map_err(|e| cannot_write(&path, e))?;
         Ok(Self { file, path, target: target.to_owned(), length })
     }
@@ -139,6 +148,13 @@ pub(super) fn exists(target: &Path) -> Error {
         .fix_is("name another place, or replace it with --overwrite")
 }
 
+/// Another command has the part.
+fn busy(target: &Path) -> Error {
+    Error::new(Reason::IoFailed, format!("{} is being written by another command", target.display()))
+        .why_is("both would write the same file")
+        .fix_is("wait until the other one is through, or name another place")
+}
+
 fn cannot_write(path: &Path, error: std::io::Error) -> Error {
     let shell = Error::from(std::io::Error::from(error.kind()));
     let reason = if shell.is(Reason::DiskFull) { Reason::DiskFull } else { Reason::IoFailed };
@@ -175,6 +191,18 @@ mod tests {
         assert_eq!(std::fs::read(&target).unwrap(), b"hello");
         assert_eq!(target.metadata().unwrap().modified().unwrap(), time);
         assert_eq!(part(&target, "x").length(), 0, "nothing is left of it");
+    }
+
+    #[test]
+    fn two_commands_do_not_write_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        let mut first = part(&target, "x");
+        first.write(b"one").unwrap();
+        let error = Part::open(&target, &[b"x"]).unwrap_err();
+        assert!(error.is(Reason::IoFailed) && error.to_string().contains("another command"), "{error}");
+        first.finish(false, None).unwrap();
+        assert_eq!(part(&target, "x").length(), 0);
     }
 
     #[test]

@@ -46,8 +46,13 @@ pub type SourceKey = u32;
 /// A call's number, given by the scheduler.
 pub type CallKey = u64;
 
-/// A spared source is asked for what others may bring when those have brought nothing for so long.
+/// A spared source is asked for what others may bring when those have brought nothing for so long, and for as long as
+/// [`HUNGRY_PIECES`] take at the rate of the sources: on a slow line others have news seldom.
 pub const HUNGRY_US: u64 = 250_000;
+/// See [`HUNGRY_US`].
+const HUNGRY_PIECES: f64 = 3.0;
+/// But never longer than this.
+const HUNGRY_MAX_US: u64 = 3_000_000;
 /// Or when all others together have less than this part of its rate.
 pub const SPARED_RATIO: f64 = 0.25;
 /// Or, while its rate is not known, when they would take longer than this for the rest, seconds.
@@ -632,7 +637,7 @@ impl Scheduler {
 
     /// True if a spared source has to be asked for what others have or will have.
     fn others_cannot_do(&self, source: SourceKey, now_us: u64) -> bool {
-        if self.hungry_since_us.is_some_and(|since| now_us.saturating_sub(since) >= HUNGRY_US) {
+        if self.hungry_since_us.is_some_and(|since| now_us.saturating_sub(since) >= self.hungry_us()) {
             return true;
         }
         let others = self.sources.values().filter(|s| !s.spared && !s.banned && s.paused_until_us <= now_us);
@@ -643,11 +648,17 @@ impl Scheduler {
         }
         match self.sources.get(&source).and_then(|s| s.meter.rate()) {
             Some(rate) => theirs < rate * SPARED_RATIO,
-            None => {
-                let mean = self.total as f64 / self.len.len().max(1) as f64;
-                self.left as f64 * mean / theirs > SPARED_PATIENCE
-            }
+            None => self.left as f64 * self.mean_len() / theirs > SPARED_PATIENCE,
         }
+    }
+
+    /// How long others may bring nothing.
+    fn hungry_us(&self) -> u64 {
+        ((HUNGRY_PIECES * self.mean_len() * 1e6 / self.mean_rate()) as u64).clamp(HUNGRY_US, HUNGRY_MAX_US)
+    }
+
+    fn mean_len(&self) -> f64 {
+        self.total as f64 / self.len.len().max(1) as f64
     }
 
     /// A piece that nobody was asked for.

@@ -279,12 +279,14 @@ fn twenty_machines_fetch_a_big_file_and_the_server_sends_it_about_once() {
 #[test]
 fn when_the_server_dies_after_one_copy_the_machines_finish_among_themselves() {
     const BYTES: u64 = 60_000_000;
+    // The machines give more slowly than the server, so that it has given everything long before they have it all.
+    const SLOW_TO_OTHERS: &str = "[limits]\nupload = \"3MB\"\n";
     let Some(lab) = Lab::with_machines(4).unwrap() else { return };
     let machines: Vec<MachineId> = lab.machines().collect();
     let lab = Rc::new(lab);
     let place = |at: usize| Place::Machine(lab.clone(), machines[at]);
     let dir = tempfile::tempdir().unwrap();
-    let peers = PeerOffice::found(dir.path(), &["anna", "bert", "cleo"], place, "").unwrap();
+    let peers = PeerOffice::found(dir.path(), &["anna", "bert", "cleo"], place, SLOW_TO_OTHERS).unwrap();
     peers.wait_connected().unwrap();
     let mut office = server(&dir.path().join("server"), place(3)).unwrap();
     attach(&peers, &office).unwrap();
@@ -292,7 +294,6 @@ fn when_the_server_dies_after_one_copy_the_machines_finish_among_themselves() {
         sign_in(peer, &office, &peer.name).unwrap();
     }
     let file = big_file(&peers.peers[0], &office, dir.path(), BYTES).unwrap();
-    // The machines' lines are slower than the server's, so that it has given everything long before they have it all.
     machines[..3].iter().for_each(|m| lab.set_rate(*m, 50).unwrap());
     lab.set_rate(machines[3], 150).unwrap();
     let sent_before = lab.traffic(machines[3]).unwrap().0;
@@ -307,7 +308,7 @@ fn when_the_server_dies_after_one_copy_the_machines_finish_among_themselves() {
         let now = (all.iter().map(|a| a.0).sum::<u64>(), all.iter().map(|a| a.1).sum::<u64>());
         still = if now.0 == last.0 && now.1 > last.1 && now.0 >= BYTES { still + 1 } else { 0 };
         last = now;
-        still >= 3 || now.1 >= 3 * BYTES
+        still >= 2 || now.1 >= 3 * BYTES
     });
     assert!(given && last.1 < 3 * BYTES, "the server was needed to the end: {last:?}");
     let sent = lab.traffic(machines[3]).unwrap().0 - sent_before;

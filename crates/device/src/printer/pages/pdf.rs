@@ -464,7 +464,7 @@ trailer << /Root 1 0 R >>";
 
     #[test]
     fn a_list_of_kids_that_many_nodes_share_is_read_once() {
-        // Read by each of them, 1 MB of such a file made gigabytes of references.
+        // Read by each of them, the references were as many as the nodes times the length of the list.
         let read = std::cell::Cell::new(0);
         let body = |number: u32| -> Option<&[u8]> {
             match number {
@@ -492,7 +492,7 @@ trailer << /Root 1 0 R >>";
 
     #[test]
     fn many_small_objects_are_refused_before_they_fill_the_memory() {
-        // 64 MiB of digits unfold from 64 KiB; as objects they took a gigabyte.
+        // Digits unfold well, and an object takes more memory than the digits that name it.
         let head: String = (0..=MAX_OBJECTS).map(|number| format!("{number} 0 ")).collect();
         let file = format!("1 0 obj <</Type/ObjStm/N 9999999/First {}>> stream\n{head}endstream ", head.len());
         let tree =

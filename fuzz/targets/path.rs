@@ -3,7 +3,11 @@
 
 use common::model::{EntryName, EntryPath, fold};
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+fn inputs() -> Vec<Vec<u8>> {
+    seeds::texts(["plan.odt", "home/anna/a/b.txt", "public/sales/Straße/日本.pdf", "../a", "A\u{308}"])
+}
+
+libfuzzer_sys::fuzz_target!(init: seeds::plant(inputs), |data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(name) = EntryName::new(text) {
         assert!(!text.contains(['/', '\0']) && text != "." && text != "..");

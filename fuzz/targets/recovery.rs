@@ -170,7 +170,16 @@ fn damage(disk: &Memory, mut input: &[u8]) {
     }
 }
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+fn inputs() -> Vec<Vec<u8>> {
+    // Numbers for `lay_out`: segments, their records, whether there is an index; then what is damaged.
+    vec![
+        vec![0; 64],
+        (0..200).collect(),
+        vec![2, 1, 5, 0, 4, 3, 9, 1, 1, 0, 1, 9, 2, 1, 1, 0, 2, 0, 1, 5, 0, 0, 90, 255],
+    ]
+}
+
+libfuzzer_sys::fuzz_target!(init: seeds::plant(inputs), |data: &[u8]| {
     const { assert!(RECORD_HEADER == 64 && SEGMENT_HEADER == 64) };
     let _ = IndexFile::decode(data);
     let _ = common::chunk::format::decode_damaged(data);

@@ -7,7 +7,11 @@ use std::sync::LazyLock;
 static KEY: LazyLock<DeviceKey> = LazyLock::new(DeviceKey::generate);
 static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| KEY.certificate_request().expect("a request"));
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+fn inputs() -> Vec<Vec<u8>> {
+    vec![GOOD.clone(), vec![3, 1], Vec::new()]
+}
+
+libfuzzer_sys::fuzz_target!(init: seeds::plant(inputs), |data: &[u8]| {
     let _ = DeviceRequest::check(data);
     let mut changed = GOOD.clone();
     for change in data.chunks_exact(2) {

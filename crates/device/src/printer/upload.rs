@@ -245,8 +245,13 @@ impl Upload {
     /// Brings the bytes to where they stay and counts pages.
     async fn settle(&mut self, format: &str) -> Result<(Option<u32>, Option<Bytes>)> {
         if self.file.is_none() {
+            // A small one can unfold to a large one: it waits for its turn and keeps nobody else from running.
+            let access = core_access(&self.printers);
+            let _one = access.counting().await;
             let content = Bytes::from(std::mem::take(&mut self.buffer));
-            return Ok((pages::count(format, &content), Some(content)));
+            let (counted, format) = (content.clone(), format.to_owned());
+            let count = tokio::task::spawn_blocking(move || pages::count(&format, &counted));
+            return Ok((count.await.map_err(stopped_upload)?, Some(content)));
         }
         self.flush().await?;
         let Some(spooled) = &self.file else { return Err(Error::internal("a spool file is missing")) };

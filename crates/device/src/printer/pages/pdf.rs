@@ -5,14 +5,16 @@
 //! looking through the file for `N G obj`, not by its cross-reference table: damaged tables are common, and printers mend
 //! them the same way. Objects in compressed object streams are found too, within [`MAX_INFLATED`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Read;
 use std::ops::Range;
 
 /// Bytes that all object streams of a file may unfold to.
 pub const MAX_INFLATED: usize = 64 << 20;
-/// Objects that are looked at.
-const MAX_OBJECTS: usize = 2_000_000;
+/// Objects that are looked at: with [`MAX_INFLATED`] it bounds the memory, since a few bytes can unfold to many objects.
+const MAX_OBJECTS: usize = 1_000_000;
+/// Trailers that are looked at, from the last one back: files that were changed have one for each time.
+const MAX_TRAILERS: usize = 64;
 
 /// Where the body of an object lies: in the file (0) or in an unfolded object stream (from 1).
 type Place = (usize, Range<usize>);
@@ -37,6 +39,9 @@ pub fn count(file: &[u8]) -> Option<u32> {
                             catalogue = Some(inner);
                         }
                         objects.insert(inner, (source, range));
+                        if objects.len() > MAX_OBJECTS {
+                            return None;
+                        }
                     }
                     sources.push(unfolded.into());
                 }
@@ -60,6 +65,8 @@ fn walk<'a>(root: u32, body: &impl Fn(u32) -> Option<&'a [u8]>) -> Option<u32> {
     let [pages] = entries(body(root)?, [b"Pages"]);
     let mut open = vec![reference(pages?)?];
     let mut seen = HashSet::new();
+    // Lists of kids that are objects: one that many nodes share is read once, or few bytes would be much work.
+    let mut lists = HashSet::new();
     let mut leaves = 0u32;
     while let Some(number) = open.pop() {
         // A page that two nodes list is printed twice by some programs and once by others; a loop ends here.
@@ -70,7 +77,11 @@ fn walk<'a>(root: u32, body: &impl Fn(u32) -> Option<&'a [u8]>) -> Option<u32> {
         let [kind, kids] = entries(node, [b"Type", b"Kids"]);
         match kids {
             Some(kids) if kind != Some(b"/Page") => {
-                let list = if kids.first() == Some(&b'[') { Some(kids) } else { reference(kids).and_then(body) };
+                let list = if kids.first() == Some(&b'[') {
+                    Some(kids)
+                } else {
+                    reference(kids).filter(|number| lists.insert(*number)).and_then(body)
+                };
                 references(list.unwrap_or_default(), &mut open);
             }
             _ => leaves += 1,
@@ -147,35 +158,41 @@ fn unfold(file: &[u8], body: Range<usize>, most: usize) -> Option<Vec<u8>> {
     }
 }
 
-/// Numbers and places of the objects of an unfolded object stream.
-fn object_stream(dict: &[u8], unfolded: &[u8]) -> Vec<(u32, Range<usize>)> {
-    let [count, first] = entries(dict, [b"N", b"First"]);
-    let (Some(count), Some(first)) = (count.and_then(number), first.and_then(number)) else { return Vec::new() };
-    let first = first as usize;
-    let head = unfolded.get(..first).unwrap_or_default();
-    let numbers: Vec<u32> = head
+/// Numbers and places of the objects of an unfolded object stream. They ascend (ISO 32000-1 section 7.5.7), so they do not
+/// overlap: looking at each of them is looking at the stream once.
+fn object_stream<'a>(dict: &[u8], unfolded: &'a [u8]) -> impl Iterator<Item = (u32, Range<usize>)> + use<'a> {
+    let [count, first] = entries(dict, [b"N", b"First"]).map(|value| value.and_then(number));
+    let (count, first) = (count.unwrap_or(0) as usize, first.unwrap_or(0) as usize);
+    let mut numbers = unfolded
+        .get(..first)
+        .unwrap_or_default()
         .split(|b| is_space(*b))
         .filter(|w| !w.is_empty())
         .map_while(number)
-        .take((count as usize).saturating_mul(2).min(head.len()))
-        .collect();
-    let pairs: Vec<(u32, usize)> =
-        numbers.chunks_exact(2).map(|pair| (pair[0], first.saturating_add(pair[1] as usize))).collect();
-    let ends = pairs.iter().skip(1).map(|p| p.1).chain([unfolded.len()]);
-    let places = pairs.iter().zip(ends).filter(|((_, from), end)| from <= end && *end <= unfolded.len());
-    places.map(|((number, from), end)| (*number, *from..end)).collect()
+        .take(count.saturating_mul(2));
+    let mut pair = move || Some((numbers.next()?, first.saturating_add(numbers.next()? as usize)));
+    let mut next = pair();
+    std::iter::from_fn(move || {
+        let (number, from) = next.take()?;
+        next = pair();
+        let end = next.map_or(unfolded.len(), |n| n.1);
+        (from <= end && end <= unfolded.len()).then_some((number, from..end))
+    })
 }
 
 fn trailer_root(file: &[u8]) -> Option<u32> {
-    let mut root = None;
+    let mut last = VecDeque::new();
     let mut at = 0;
     while let Some(next) = find(&file[at..], b"trailer") {
         at += next + 7;
-        // A trailer is short; looking further would make many of them quadratic.
-        let window = &file[at..file.len().min(at + 4096)];
-        root = entries(window, [b"Root"])[0].and_then(reference).or(root);
+        last.push_back(at);
+        if last.len() > MAX_TRAILERS {
+            last.pop_front();
+        }
     }
-    root
+    // A trailer is short; looking further would make many of them quadratic.
+    let window = |at: usize| &file[at..file.len().min(at + 4096)];
+    last.into_iter().rev().find_map(|at| entries(window(at), [b"Root"])[0].and_then(reference))
 }
 
 /// Values of these keys in the first dictionary of `bytes`, as they are written.
@@ -443,6 +460,52 @@ trailer << /Root 1 0 R >>";
         let file = packed(&[(1, &body)]);
         assert!(file.len() < 200_000);
         assert_eq!(count(&file), None);
+    }
+
+    #[test]
+    fn a_list_of_kids_that_many_nodes_share_is_read_once() {
+        // Read by each of them, the references were as many as the nodes times the length of the list.
+        let read = std::cell::Cell::new(0);
+        let body = |number: u32| -> Option<&[u8]> {
+            match number {
+                1 => Some(b"<</Type/Catalog/Pages 2 0 R>>"),
+                9 => {
+                    read.set(read.get() + 1);
+                    Some(b"[3 0 R 4 0 R 5 0 R 6 0 R]")
+                }
+                6 => Some(b"<</Type/Page>>"),
+                _ => Some(b"<</Type/Pages/Kids 9 0 R>>"),
+            }
+        };
+        assert_eq!((walk(1, &body), read.get()), (Some(1), 1));
+    }
+
+    #[test]
+    fn objects_of_a_stream_do_not_overlap() {
+        // Places that go forth and back gave every second object the rest of the stream, to be read again each time.
+        let head = "1 0 2 900 3 0 4 900 5 0 6 900 ";
+        let unfolded = format!("{head}{}", " ".repeat(1000));
+        let dict = format!("<</N 6/First {}>>", head.len());
+        let found: Vec<_> = object_stream(dict.as_bytes(), unfolded.as_bytes()).collect();
+        assert_eq!(found, [(1, head.len()..head.len() + 900)]);
+    }
+
+    #[test]
+    fn many_small_objects_are_refused_before_they_fill_the_memory() {
+        // Digits unfold well, and an object takes more memory than the digits that name it.
+        let head: String = (0..=MAX_OBJECTS).map(|number| format!("{number} 0 ")).collect();
+        let file = format!("1 0 obj <</Type/ObjStm/N 9999999/First {}>> stream\n{head}endstream ", head.len());
+        let tree =
+            "2000001 0 obj <</Type/Catalog/Pages 2000002 0 R>> 2000002 0 obj <</Kids[2000003 0 R]>> 2000003 0 obj <<>>";
+        assert_eq!(count(tree.as_bytes()), Some(1));
+        assert_eq!(count((file + tree).as_bytes()), None);
+    }
+
+    #[test]
+    fn only_the_last_trailers_are_looked_at() {
+        let file = |more: usize| format!("trailer <</Root 7 0 R>>{}", " trailer <</Size 1>>".repeat(more));
+        assert_eq!(trailer_root(file(MAX_TRAILERS - 1).as_bytes()), Some(7));
+        assert_eq!(trailer_root(file(MAX_TRAILERS).as_bytes()), None);
     }
 
     proptest! {

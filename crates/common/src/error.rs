@@ -179,6 +179,7 @@ reasons! {
     QueueLimit "QUEUE_LIMIT" ResourceExhausted, "the queue has as many jobs or bytes as it keeps", "wait until some are printed, or cancel some";
     TrayOpen "TRAY_OPEN" FailedPrecondition, "the drive's tray is open", "close it: `atrium disc close`";
     NoMedium "NO_MEDIUM" FailedPrecondition, "there is no disc in the drive", "put one in and try again";
+    TlsRequired "TLS_REQUIRED" FailedPrecondition, "what is offered beyond this machine without TLS can be read by anybody who reaches the address, and on its way", "offer it over TLS, or say explicitly that everybody may read it";
     DiscChanged "DISC_CHANGED" Aborted, "the disc was changed or taken out since you opened it", "look at the drive again with `atrium devices`, then open what is in it now";
     SectorBad "SECTOR_BAD" DataLoss, "the disc has sectors that the drive cannot read", "clean the disc; `atrium disc rip` goes on around them and lists them";
     DiscFormatUnknown "DISC_FORMAT_UNKNOWN" FailedPrecondition, "the disc has neither an ISO 9660 nor a UDF file system that can be read", "read it as an image with `atrium disc rip`";

@@ -364,14 +364,29 @@ fn who_leaves_takes_nothing_new_and_gives_everything() {
     let id = lender.borrow(&anna, &scratch(1, MIB, 4)).unwrap().id;
     put(&lender, &anna, id, "x", b"hello").unwrap();
     let mut events = lender.events();
-    lender.set_leaving(true);
-    lender.set_leaving(true);
+    lender.set_leaving(true).unwrap();
+    lender.set_leaving(true).unwrap();
     assert_eq!(events.try_recv().unwrap(), Event::Leaving);
     assert!(events.try_recv().is_err());
     refused(lender.borrow(&anna, &scratch(2, MIB, 4)), Reason::DeviceAway);
     refused(put(&lender, &anna, id, "y", b"more"), Reason::DeviceAway);
     refused(lender.renew(&anna, id, HOURS), Reason::DeviceAway);
     assert_eq!(get(&lender, &anna, id, "x").unwrap(), b"hello");
+    // A restart, also without power, changes nothing; staying does.
+    drop(lender);
+    let disk = disk.after_power_cut(7);
+    let lender = open(&disk, &clocks);
+    assert!(lender.overview().unwrap().leaving);
+    refused(put(&lender, &anna, id, "y", b"more"), Reason::DeviceAway);
+    lender.set_leaving(false).unwrap();
+    drop(lender);
+    let disk = disk.after_power_cut(8);
+    let lender = open(&disk, &clocks);
+    put(&lender, &anna, id, "y", b"more").unwrap();
+    disk.set_capacity(Some(0));
+    lender.set_leaving(true).unwrap();
+    assert!(lender.overview().unwrap().leaving, "a full disk keeps nobody from leaving");
+    disk.set_capacity(None);
     lender.take_back(id).unwrap();
     refused(lender.view(&anna, id), Reason::SpaceExpired);
 }

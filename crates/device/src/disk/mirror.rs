@@ -44,6 +44,8 @@ pub mod place;
 pub mod proof;
 mod reader;
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tests;
 mod writer;
 

@@ -30,13 +30,13 @@ fn borrow(lender: &Lender, bytes: u64) -> LocalPlace {
     LocalPlace::new(lender.clone(), id, who("anna"))
 }
 
-fn write(folder: &Path, path: &str, data: &[u8]) {
+pub(super) fn write(folder: &Path, path: &str, data: &[u8]) {
     let path = folder.join(path);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, data).unwrap();
 }
 
-fn noise(seed: u64, size: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, size: usize) -> Vec<u8> {
     let mut out = vec![0; size];
     blake3::Hasher::new_derive_key("test noise").update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
     out

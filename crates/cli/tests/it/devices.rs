@@ -884,6 +884,33 @@ fn a_command_runs_while_the_device_is_held() {
 }
 
 #[test]
+fn a_disk_waits_for_second_copies_to_leave_unless_told_otherwise() {
+    let disk = || device("acme/bert-pc/disks/big", DeviceKind::Disk, 4);
+    let own = || Mutex::new(vec![LocalDevice { device: Some(disk()), ..Default::default() }]);
+    let peer = Running::start(State { own: own(), ..State::default() });
+    let left = peer.run(&["unshare", "disks/big"]);
+    ok(&left);
+    let said = text(&left.stderr);
+    assert!(said.contains("mirror of plans of bert leaves for acme/bert-pc"), "{said}");
+    assert_eq!(peer.told(), ["leave acme/bert-pc/disks/big force=false"]);
+    ok(&peer.run(&["unshare", "disks/big", "--force"]));
+    ok(&peer.run(&["unshare", "disks/big", "--now"]));
+    let told = peer.told();
+    let now = "unshare acme/bert-pc/disks/big force=false now=true";
+    assert_eq!(told, ["leave acme/bert-pc/disks/big force=true", now]);
+    let stays = Running::start(State { own: own(), stays: true, ..State::default() });
+    let broken = stays.run(&["unshare", "disks/big", "--json"]);
+    assert_eq!(code(&broken), 6, "{}", text(&broken.stderr));
+    assert!(failure(&broken)["fix"].as_str().unwrap().contains("atrium share acme/bert-pc/disks/big"));
+    // Second copies that are nowhere else are no success.
+    let (exit, list) = peer.json(&["space", "mirrors"]);
+    assert_eq!((exit, list["items"][0]["state"].as_str()), (3, Some("whole")));
+    assert_eq!(list["items"][1]["state"], "lost");
+    let shown = text(&peer.run(&["space", "mirrors"]).stdout);
+    assert!(shown.contains("(256 of 900), generation 3; 2 parts were sent again"), "{shown}");
+}
+
+#[test]
 fn a_command_is_stopped_when_the_device_is_lost() {
     let peer = Running::start(State { lose: true, ..State::default() });
     // Far longer than any test may take.

@@ -136,7 +136,7 @@ impl MirrorWriter {
             Ok(of.slice(from..from + wanted.chunk.len as usize))
         });
         self.send(wanted, &content, sent).await?;
-        self.prove_snapshot(pieces, &body, sent).await?;
+        self.prove_snapshot(pieces, body, sent).await?;
         match sent.bad.remove(&usize::MAX) {
             Some(why) => Err(Error::internal(format!("a snapshot could not be sealed: {why}"))),
             None => Ok(()),

@@ -186,6 +186,7 @@ reasons! {
     SpaceUnknown "SPACE_UNKNOWN" NotFound, "there is no such borrowed space, or it is not yours", "`atrium space list` shows the space that you have borrowed";
     SpaceExpired "SPACE_EXPIRED" FailedPrecondition, "the time for which the space was borrowed is over, and it was wiped", "borrow space again";
     SpaceFull "SPACE_FULL" ResourceExhausted, "the space that was lent is used up, or its owner needs the rest of the disk", "delete something in it, or borrow from another machine; reading goes on";
+    MirrorMissing "MIRROR_MISSING" FailedPrecondition, "the share has no second copy on another machine", "choose a disk for it: atrium space mirror SHARE DISK";
     MirrorAppendOnly "MIRROR_APPEND_ONLY" FailedPrecondition, "a mirror place is never overwritten and nothing in it is deleted before its time", "put the new version beside the old one";
     // State.
     ShuttingDown "SHUTTING_DOWN" Unavailable, "the server is shutting down", "try again in a few seconds";

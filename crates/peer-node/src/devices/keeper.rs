@@ -59,6 +59,22 @@ fn is_damage(error: &Error) -> bool {
     error.is(Reason::ChunkDamaged) || error.is(Reason::EntryUnknown)
 }
 
+fn choose_again(kept: &Kept) -> String {
+    format!("choose a disk for it: atrium space mirror {} DISK", kept.share)
+}
+
+fn at_home(kept: &Kept) -> Error {
+    Error::new(Reason::MirrorMissing, "the second copy is on this machine only")
+        .why_is("its lender has left, and no other disk was chosen for it, or that one does not take it")
+        .fix_is(choose_again(kept))
+}
+
+fn lost(kept: &Kept, error: &Error) -> Error {
+    Error::new(Reason::MirrorMissing, "there is no second copy any more")
+        .why_is(format!("it was wiped, or its disk is not shared with you any more: {}", error.message()))
+        .fix_is(choose_again(kept))
+}
+
 impl Devices {
     fn rules(&self) -> Rules {
         let every = self.0.mirror_proof;
@@ -91,6 +107,10 @@ impl Devices {
                 let mut problems = self.0.mirror_problems.lock();
                 match looked {
                     Ok(()) => drop(problems.remove(&share)),
+                    // It is tried again; `space mirrors` says that the machine does not answer.
+                    Err(error) if error.kind() == ErrorKind::Unavailable => {
+                        tracing::debug!(%error, share, "a second copy could not be looked after");
+                    }
                     Err(error) => {
                         let problem = own_problem(&share, &error);
                         if problems.get(&share) != Some(&problem) {
@@ -101,6 +121,14 @@ impl Devices {
                 }
             }
         }
+    }
+
+    /// What is wrong with second copies, as they were looked at last.
+    pub fn mirror_problems(&self) -> Vec<wire::NodeProblem> {
+        let problems = self.0.mirror_problems.lock();
+        let mut shown: Vec<wire::NodeProblem> = problems.values().cloned().collect();
+        shown.sort_by(|a, b| a.message.cmp(&b.message));
+        shown
     }
 
     async fn look_after(&self, share: &str) -> Result<()> {
@@ -116,6 +144,9 @@ impl Devices {
             return self.place_anew(kept).await;
         }
         let seen = self.see(&kept.at).await;
+        if let Seen::Gone(error) = &seen {
+            return Err(lost(kept, error));
+        }
         if matches!(seen, Seen::There) && kept.moving.is_some() {
             // It stays after all.
             kept.left.extend(kept.moving.take());
@@ -307,7 +338,7 @@ impl Devices {
     async fn place_anew(&self, kept: &mut Kept) -> Result<()> {
         if kept.moving.is_none() {
             match kept.next_disk.is_empty() {
-                true => return Ok(()),
+                true => return Err(at_home(kept)),
                 false => kept.moving = self.borrow_next(kept).await?,
             }
             self.write_kept(kept).await?;
@@ -364,19 +395,12 @@ impl Devices {
 
     async fn describe_mirror(&self, kept: &Kept) -> wire::Mirror {
         use wire::MirrorState as State;
-        let again = format!("choose a disk for it: atrium space mirror {} DISK", kept.share);
         let known = self.0.mirror_problems.lock().get(&kept.share).cloned();
         let (state, problem) = if kept.at.is_home() {
-            let error = Error::new(Reason::DeviceAway, "the second copy is on this machine only")
-                .why_is("its lender has left, and no other disk was chosen for it, or that one does not take it")
-                .fix_is(again);
-            (State::Home, Some(own_problem(&kept.share, &error)))
+            (State::Home, Some(own_problem(&kept.share, &at_home(kept))))
         } else {
             match self.see(&kept.at).await {
-                Seen::Gone(error) => {
-                    let error = error.why_is("it was wiped there, or its disk is not shared with you any more");
-                    (State::Lost, Some(own_problem(&kept.share, &error.fix_is(again))))
-                }
+                Seen::Gone(error) => (State::Lost, Some(own_problem(&kept.share, &lost(kept, &error)))),
                 Seen::Away(error) => (State::Away, Some(own_problem(&kept.share, &error))),
                 Seen::Leaving => (State::Moving, known),
                 Seen::There if kept.standing.damaged => (State::Damaged, known),

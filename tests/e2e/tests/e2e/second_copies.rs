@@ -207,11 +207,14 @@ fn a_copy_that_is_wiped_is_shown_as_lost_and_can_be_made_anew() -> Result<()> {
     anna.atrium(&["unshare", "disks/big", "--now"])?;
     let (mirror, code) = world.mirror()?;
     ensure!(mirror["state"] == "lost" && code == 3, "{code}: {mirror}");
+    let told = |a: &str| a.contains("MIRROR_MISSING") && a.contains("space mirror plans");
+    bert.wait_until(&["status", "--json"], told)?;
     // Also on the same disk, when it is lent again.
     world.lend(0, "big")?;
     bert.wait_until(&["devices", "acme/anna/disks/big", "--json"], |a| a.contains("\"ready\""))?;
     bert.atrium(&["space", "mirror", "plans", "acme/anna/disks/big"])?;
     world.wait_mirror(|m| m["state"] == "whole" && !m["proven_time"].is_null())?;
+    bert.wait_until(&["status", "--json"], |a| !a.contains("MIRROR_MISSING"))?;
     world.restored_is_whole(&[])
 }
 

@@ -55,8 +55,6 @@ mod scratch;
 mod time;
 
 #[cfg(test)]
-mod sim;
-#[cfg(test)]
 mod tests;
 
 pub use fake::SmallDisk;

@@ -1,6 +1,5 @@
 //! Lent space: limits, ends, damage, clocks that jump. Against a model, with crashes at any step, in `model`.
 
-use super::sim::SimDisk;
 use super::*;
 use common::chunk::disk::Disk;
 use common::error::{Reason, Result};
@@ -8,6 +7,7 @@ use common::model::EntryName;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use testkit::disk::SimDisk;
 
 mod model;
 

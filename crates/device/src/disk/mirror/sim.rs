@@ -4,7 +4,6 @@
 use super::place::ObjectId;
 use super::tests::{noise, write};
 use super::*;
-use crate::disk::sim::SimDisk;
 use crate::disk::tests::{Turned, who};
 use crate::disk::{Borrow, Kind, Lender, PlaceId, Settings};
 use common::error::Reason;
@@ -12,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::disk::SimDisk;
 
 const ROUNDS: u64 = 40;
 /// How often something may go wrong in one run; after that the owner's attempt succeeds.

@@ -2,7 +2,6 @@
 
 use super::place::{BATCH_MAX, root_generation};
 use super::*;
-use crate::disk::sim::SimDisk;
 use crate::disk::tests::{Turned, who};
 use crate::disk::{Borrow, Kind, Lender, PlaceId, Settings};
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use testkit::disk::SimDisk;
 
 const DAY: u64 = 24 * 3_600_000;
 const NOW: u64 = 1_800_000_000_000;

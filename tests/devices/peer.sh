@@ -90,6 +90,40 @@ check "nbdkit checkwrite, 4 connections of 64 requests" nbdcopy --connections=4 
 kill "$(cat "$work/check.pid")" 2>/dev/null
 check "the image over HTTP in a range" bash -c "curl -sf -r 100000-299999 '${http}disc.iso' | cmp - <(tail -c +100001 '$work/disc.iso' | head -c 200000)"
 check "a file of the disc" sh -c "ATRIUM_PEER_SOCKET='$work/bert/peer.sock' '$bin/atrium' cat 'acme/anna/drives/dvd/letters/an old letter.txt' | cmp - '$work/content/letters/an old letter.txt'"
+
+# The same to other machines over TLS: only who has the keys of this export reads.
+export_to() { # NAME ARGUMENTS...: begins an export; its addresses go to $work/NAME
+  local name=$1; shift
+  at bert disc export acme/anna/drives/dvd "$@" --json >"$work/$name" 2>"$work/$name.log" &
+  pids+=($!)
+  until_so test -s "$work/$name"
+}
+nbds() { grep -o "nbds://[^\"]*" "$work/$1" | head -1; }
+export_to tls --listen 127.0.0.1:0 --tls "$work/keys"
+export_to other --listen 127.0.0.1:0 --tls "$work/other keys"
+tls=$(nbds tls) bare=${tls%%/\?*}
+check "nbdinfo over TLS" sh -c "nbdinfo '$tls' | grep -q 'with TLS'"
+check "nbdcopy over TLS and cmp" sh -c "nbdcopy '$tls' '$work/copy3.iso' && cmp '$work/copy3.iso' '$work/disc.iso'"
+check "4 connections over TLS" nbdcopy --connections=4 --requests=64 "$tls" null:
+check "the keys' directory may have a blank in its name" nbdinfo "$(nbds other)"
+check "qemu-img compare over TLS" qemu-img compare --image-opts --object "tls-creds-x509,id=keys,dir=$work/keys,endpoint=client" \
+  "driver=raw,file.filename=$work/disc.iso" "driver=nbd,server.type=inet,server.host=127.0.0.1,server.port=${bare##*:},tls-creds=keys"
+check "only this user can read the key" sh -c "[ \"\$(stat -c %a '$work/keys/client-key.pem')\" = 600 ]"
+mkdir "$work/no-keys" && cp "$work/keys/ca-cert.pem" "$work/no-keys"
+check "nothing without a client certificate" sh -c "! timeout 20 nbdcopy '$bare/?tls-certificates=$work/no-keys' null:"
+mkdir "$work/wrong-keys" && cp "$work/other keys/"* "$work/wrong-keys" && cp "$work/keys/ca-cert.pem" "$work/wrong-keys"
+check "nothing with the keys of another export" sh -c "! timeout 20 nbdcopy '$bare/?tls-certificates=$work/wrong-keys' null:"
+check "nothing without TLS" sh -c "! timeout 20 nbdcopy 'nbd://${bare#nbds://}' null:"
+check "the reader tells another server from this one" sh -c "! timeout 20 nbdinfo '$bare/?tls-certificates=$work/other%20keys'"
+refused() { at bert disc export acme/anna/drives/dvd --listen 0.0.0.0:0 --json 2>&1 | grep -q TLS_REQUIRED; }
+check "beyond this machine without TLS is refused" refused
+export_to plain --listen 0.0.0.0:0 --plain
+open=$(grep -o 'nbd://[0-9.:]*' "$work/plain" | head -1)
+check "unless it is said" sh -c "nbdcopy '$open' '$work/copy4.iso' && cmp '$work/copy4.iso' '$work/disc.iso'"
+export_to wide --listen 0.0.0.0:0 --tls "$work/wide-keys"
+check "by this machine's address in the network" nbdinfo "$(nbds wide)"
+check "exports are in the audit" sh -c "ATRIUM_PEER_SOCKET='$work/bert/peer.sock' '$bin/atrium' devices --audit --json | grep -q '\"export\"'"
+
 # Another disc: nothing of it is given to who opened the first one.
 xorriso -as mkisofs -quiet -R -J -V SECOND -o "$work/second.iso" "$work/content/letters" 2>/dev/null
 at anna disc insert drives/dvd "$work/second.iso" >/dev/null

@@ -179,12 +179,14 @@ reasons! {
     QueueLimit "QUEUE_LIMIT" ResourceExhausted, "the queue has as many jobs or bytes as it keeps", "wait until some are printed, or cancel some";
     TrayOpen "TRAY_OPEN" FailedPrecondition, "the drive's tray is open", "close it: `atrium disc close`";
     NoMedium "NO_MEDIUM" FailedPrecondition, "there is no disc in the drive", "put one in and try again";
+    TlsRequired "TLS_REQUIRED" FailedPrecondition, "what is offered beyond this machine without TLS can be read by anybody who reaches the address, and on its way", "offer it over TLS, or say explicitly that everybody may read it";
     DiscChanged "DISC_CHANGED" Aborted, "the disc was changed or taken out since you opened it", "look at the drive again with `atrium devices`, then open what is in it now";
     SectorBad "SECTOR_BAD" DataLoss, "the disc has sectors that the drive cannot read", "clean the disc; `atrium disc rip` goes on around them and lists them";
     DiscFormatUnknown "DISC_FORMAT_UNKNOWN" FailedPrecondition, "the disc has neither an ISO 9660 nor a UDF file system that can be read", "read it as an image with `atrium disc rip`";
     SpaceUnknown "SPACE_UNKNOWN" NotFound, "there is no such borrowed space, or it is not yours", "`atrium space list` shows the space that you have borrowed";
     SpaceExpired "SPACE_EXPIRED" FailedPrecondition, "the time for which the space was borrowed is over, and it was wiped", "borrow space again";
     SpaceFull "SPACE_FULL" ResourceExhausted, "the space that was lent is used up, or its owner needs the rest of the disk", "delete something in it, or borrow from another machine; reading goes on";
+    MirrorMissing "MIRROR_MISSING" FailedPrecondition, "the share has no second copy on another machine", "choose a disk for it: atrium space mirror SHARE DISK";
     MirrorAppendOnly "MIRROR_APPEND_ONLY" FailedPrecondition, "a mirror place is never overwritten and nothing in it is deleted before its time", "put the new version beside the old one";
     // State.
     ShuttingDown "SHUTTING_DOWN" Unavailable, "the server is shutting down", "try again in a few seconds";

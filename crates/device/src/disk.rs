@@ -17,6 +17,7 @@
 //! ```text
 //! lock                    held while the lender is open
 //! time                    the lender's own time (see time.rs)
+//! leaving                 there while the lender is about to leave
 //! place-PLACE             record of a place: owner, limit, end, state
 //! o-PLACE-NUMBER          an object of scratch space: header with its name, then blocks with their checksums (object.rs)
 //! p-PLACE-NUMBER          one that is being put; its synced blocks are kept over a restart
@@ -53,8 +54,6 @@ mod recover;
 mod scratch;
 mod time;
 
-#[cfg(test)]
-mod sim;
 #[cfg(test)]
 mod tests;
 

@@ -7,6 +7,7 @@
 //!   book     what is shared here, on disk      own      sharing and unsharing, lists, the audit
 //!   access   who may do what                   uses     leases that this machine holds
 //!   address  which device an address means     kept     blocks of others' discs
+//!   mirror   others' second copies here        copies   this machine's second copies elsewhere, looked after by keeper
 //! ```
 //!
 //! The node that a device hangs on decides and checks (`docs/adr/0011-devices.md`): every call about a device comes here
@@ -26,13 +27,18 @@
 mod access;
 mod address;
 mod book;
+mod copies;
 mod disc;
 mod disk;
+mod door;
 mod drive;
+mod far_place;
 mod grpc;
 mod ipp;
+mod keeper;
 mod kept;
 mod lease;
+mod leave;
 mod media;
 mod mirror;
 mod onward;
@@ -159,8 +165,16 @@ struct Inner {
     streams: Arc<Semaphore>,
     /// Streams of each other machine.
     streams_of: Mutex<HashMap<DeviceId, usize>>,
-    /// Shares that are being copied to a mirror place.
-    mirroring: Mutex<HashSet<String>>,
+    /// Shares that are being copied to a mirror place, and by whom.
+    mirroring: Mutex<HashMap<String, copies::Copier>>,
+    /// What is wrong with the copy of a share, as it was looked at last.
+    mirror_problems: Mutex<HashMap<String, wire::NodeProblem>>,
+    /// Between two looks at copies, and between two proofs.
+    mirror_look: Duration,
+    mirror_proof: Duration,
+    /// Copies that were taken home; open once one was.
+    home: Mutex<Option<Lender>>,
+    fetched: Mutex<leave::Fetched>,
     changes: watch::Sender<u64>,
 }
 
@@ -205,6 +219,7 @@ impl Devices {
         let options = Options { clock, ..Options::new(directory.join("printers")) };
         let printers = Printers::open(options).await?;
         let guard = Arc::new(LeasedTray(leases.clone()));
+        let (mirror_look, mirror_proof) = (settings.mirror_look.0, settings.mirror_proof.0);
         let devices = Self(Arc::new(Inner {
             directory,
             catalogue,
@@ -227,6 +242,11 @@ impl Devices {
             streams: Arc::new(Semaphore::new(STREAMS)),
             streams_of: Mutex::default(),
             mirroring: Mutex::default(),
+            mirror_problems: Mutex::default(),
+            mirror_look,
+            mirror_proof,
+            home: Mutex::default(),
+            fetched: Mutex::default(),
             changes: watch::Sender::new(0),
             leases: leases.clone(),
             audit: audit.clone(),
@@ -243,6 +263,7 @@ impl Devices {
         devices.open_doors().await;
         shutdown.spawn_until(devices.clone().tell());
         shutdown.spawn_until(devices.clone().tick_disks());
+        shutdown.spawn_until(devices.clone().keep_mirrors());
         Ok(devices)
     }
 
@@ -288,7 +309,7 @@ impl Devices {
     }
 
     /// Closes a device of this machine.
-    async fn close_device(&self, entry: &Entry, force: bool) -> Result<()> {
+    async fn close_device(&self, entry: &Entry, force: bool, now: bool) -> Result<()> {
         let name = entry.local_name();
         match entry.kind {
             Kind::Printer => self.close_printer(&entry.name, force).await?,
@@ -301,7 +322,7 @@ impl Devices {
                 self.0.leases.close(&name);
                 self.close_drive(&name);
             }
-            Kind::Disk => self.close_disk(&name, force).await?,
+            Kind::Disk => self.close_disk(&name, force, now).await?,
         }
         self.0.problems.lock().remove(&name);
         Ok(())
@@ -323,6 +344,7 @@ impl Devices {
             waiting_count: u32::try_from(overview.queue.len()).unwrap_or(u32::MAX),
             simulated: book::is_simulated(&entry.share),
             online: true,
+            leases: if right >= Right::Manage { self.leases_of(&name) } else { Vec::new() },
             ..wire::Device::default()
         };
         let detail = match entry.kind {

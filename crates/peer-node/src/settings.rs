@@ -153,6 +153,10 @@ pub struct DeviceSettings {
     pub spool_limit: ByteSize,
     /// Most bytes of others' discs that are kept for the next reader.
     pub disc_cache: ByteSize,
+    /// Between two looks whether the machines that keep second copies of this one's shares want their disks back.
+    pub mirror_look: HumanDuration,
+    /// Between two proofs that such a copy is whole.
+    pub mirror_proof: HumanDuration,
 }
 
 /// How the log is written.
@@ -229,6 +233,8 @@ impl Default for DeviceSettings {
             announce: true,
             spool_limit: ByteSize::gib(10),
             disc_cache: ByteSize::gib(2),
+            mirror_look: HumanDuration::secs(30),
+            mirror_proof: HumanDuration::days(1),
         }
     }
 }
@@ -404,6 +410,10 @@ impl common::settings::Settings for Settings {
         within("devices.ipps_listen", self.devices.ipps_listen.len() as u64, 0, 8, "must name at most 8 addresses");
         let rescan = self.index.rescan_interval.as_millis();
         within("index.rescan_interval", rescan, 1_000, 30 * 86_400_000, "must be 1s to 30d");
+        let look = self.devices.mirror_look.as_millis();
+        within("devices.mirror_look", look, 100, 86_400_000, "must be 100ms to 1d");
+        let proof = self.devices.mirror_proof.as_millis();
+        within("devices.mirror_proof", proof, 1_000, 366 * 86_400_000, "must be 1s to 366d");
         within("inbox.accept", self.inbox.accept.len() as u64, 0, 1_000, "must name at most 1000 people");
         let places = [
             ("node.state_directory", &self.node.state_directory),

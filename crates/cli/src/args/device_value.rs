@@ -3,6 +3,7 @@
 use super::place::Address;
 use proto::peer::v1::DeviceKind;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -180,6 +181,17 @@ pub fn page_ranges(text: &str) -> Result<String, String> {
     Ok(parts.join(","))
 }
 
+/// An address to listen on; NBD's own port if none is named.
+pub fn listen(text: &str) -> Result<SocketAddr, String> {
+    let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 10809));
+    text.parse::<SocketAddr>().or_else(|_| alone()).map_err(|_| "write it like 0.0.0.0:10809, or [::]:10809".to_owned())
+}
+
+/// The id of a lease.
+pub fn lease_id(text: &str) -> Result<uuid::Uuid, String> {
+    text.parse().map_err(|_| "write the id as `atrium devices DEVICE` shows it".to_owned())
+}
+
 /// A number of sheets; "none" is 0, which means no limit.
 pub fn sheets(text: &str) -> Result<u64, String> {
     match text {
@@ -191,6 +203,18 @@ pub fn sheets(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_has_a_port_or_gets_the_usual_one() {
+        for (text, address) in
+            [("0.0.0.0:1", "0.0.0.0:1"), ("192.0.2.1", "192.0.2.1:10809"), ("::", "[::]:10809"), ("[::1]:0", "[::1]:0")]
+        {
+            assert_eq!(listen(text).unwrap().to_string(), address);
+        }
+        for text in ["", "anna-pc", "0.0.0.0:", "0.0.0.0:70000", "[::1]"] {
+            assert!(listen(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn devices_of_this_machine_are_told_from_folders() {

@@ -1,13 +1,14 @@
 //! Printers, optical drives and disk space, of this machine and of the others.
 
 use super::Confirm;
-use super::device_value::{DiscImage, JobRef, PrinterOutput, media, media_type, page_ranges, sheets};
+use super::device_value::{DiscImage, JobRef, PrinterOutput, lease_id, listen, media, media_type, page_ranges, sheets};
 use super::place::{Address, yes_no};
 use super::value;
 use crate::complete::{devices, disks, drives, printers, spaces};
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use clap_complete::engine::ArgValueCompleter;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -152,7 +153,9 @@ pub struct Use {
 
 /// Give a device back
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  atrium release dvd\n  atrium release drives/dvd --take-back")]
+#[command(
+    after_help = "Examples:\n  atrium release dvd\n  atrium release drives/dvd --take-back\n  atrium release drives/dvd --lease 0199e2a4-5b1c-7d3e-8f90-a1b2c3d4e5f6"
+)]
 pub struct Release {
     /// The device
     #[arg(add = ArgValueCompleter::new(drives))]
@@ -160,6 +163,9 @@ pub struct Release {
     /// Take it back from whoever holds it; for those who manage it
     #[arg(long)]
     pub take_back: bool,
+    /// Take back only this lease, or this place in the queue, as `atrium devices DEVICE` shows it to those who manage it
+    #[arg(long, value_parser = lease_id, value_name = "ID", conflicts_with = "take_back")]
+    pub lease: Option<uuid::Uuid>,
 }
 
 /// Ask whoever holds a device to let you have it
@@ -442,11 +448,13 @@ pub enum DiscAction {
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100), value_name = "N")]
         retries: Option<u32>,
     },
-    /// Offer a disc to programs of this machine, until Ctrl-C
+    /// Offer a disc to programs of this machine, or of others over TLS, until Ctrl-C
     ///
-    /// The addresses are written to standard output. Without an option, on loopback by NBD and by HTTP.
+    /// The addresses are written to standard output. Without an option, on loopback by NBD and by HTTP. With --listen and
+    /// --tls, whoever has the directory reads the disc, from any machine that reaches the address: copy it there, and use
+    /// the address that was written, with the directory's path there. Its keys are worth nothing when the export has ended.
     #[command(
-        after_help = "Examples:\n  atrium disc export dvd --http\n  atrium disc export dvd --nbd\n  atrium disc export dvd --nbd-socket /tmp/dvd.sock"
+        after_help = "Examples:\n  atrium disc export dvd --http\n  atrium disc export dvd --nbd\n  atrium disc export dvd --nbd-socket /tmp/dvd.sock\n  atrium disc export dvd --listen 0.0.0.0:10809 --tls dvd-keys\n  nbdcopy 'nbds://192.168.1.5:10809/?tls-certificates=/home/bert/dvd-keys' dvd.iso"
     )]
     Export {
         /// The drive
@@ -461,6 +469,16 @@ pub enum DiscAction {
         /// The image and its files by HTTP on loopback, for players and browsers
         #[arg(long)]
         http: bool,
+        /// As a block device (NBD) on this address, for programs of other machines as well; port 0 takes any, 10809 if left
+        /// out
+        #[arg(long, value_parser = listen, value_name = "ADDRESS[:PORT]")]
+        listen: Option<SocketAddr>,
+        /// With --listen: over TLS; the keys for the other side are put into this directory, which is made if missing
+        #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath, requires = "listen")]
+        tls: Option<PathBuf>,
+        /// With --listen: without TLS; whoever reaches the address reads the disc
+        #[arg(long, requires = "listen", conflicts_with = "tls")]
+        plain: bool,
     },
 }
 
@@ -566,8 +584,13 @@ pub enum SpaceAction {
     /// Keep a second copy of one of this machine's shares on another machine's disk
     ///
     /// It is encrypted here; the other machine cannot read it, and nothing in it is overwritten. The same again sends what
-    /// is new.
-    #[command(after_help = "Example:\n  atrium space mirror plans acme/anna-pc/disks/big --size 50GiB --retention 90d")]
+    /// is new, and lets go what is no longer in the share. From then on this machine asks from time to time for proof that
+    /// the copy is whole, and sends again what is not; `atrium space mirrors` shows when that was. When the other machine
+    /// wants its disk back, the copy moves to the disk that --next names, else back to this machine, until this command is
+    /// given with another disk.
+    #[command(
+        after_help = "Examples:\n  atrium space mirror plans acme/anna-pc/disks/big --size 50GiB --retention 90d\n  atrium space mirror plans acme/anna-pc/disks/big --next acme/carl-pc/disks/old"
+    )]
     Mirror {
         /// The share's name or its folder
         #[arg(value_hint = ValueHint::DirPath)]
@@ -578,10 +601,16 @@ pub enum SpaceAction {
         /// At most; twice what the share has now if left out
         #[arg(long, value_parser = value::size, value_name = "SIZE")]
         size: Option<u64>,
-        /// What was put cannot be deleted for so long; 30d if left out
+        /// What was deleted in the share stays for so long; 30d if left out
         #[arg(long, value_parser = value::duration, value_name = "TIME")]
         retention: Option<Duration>,
+        /// The disk to which the copy moves by itself when the first one's machine leaves
+        #[arg(long, value_name = "DISK", add = ArgValueCompleter::new(disks))]
+        next: Option<Address>,
     },
+    /// List the second copies of this machine's shares: where they are, and when that was proven last
+    #[command(after_help = "Examples:\n  atrium space mirrors\n  atrium space mirrors --json")]
+    Mirrors,
     /// Get a mirrored share back into a folder; nothing there is replaced
     #[command(after_help = "Example:\n  atrium space restore plans ~/Plans-again")]
     Restore {

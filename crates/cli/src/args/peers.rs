@@ -157,7 +157,7 @@ pub enum PeerGroupsAction {
 /// A printer with jobs that wait, and a disk with something in it, are kept unless it is forced.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  atrium unshare ~/Plans\n  atrium unshare plans\n  atrium unshare printers/laser\n  atrium unshare disks/big --force"
+    after_help = "Examples:\n  atrium unshare ~/Plans\n  atrium unshare plans\n  atrium unshare printers/laser\n  atrium unshare disks/big\n  atrium unshare disks/big --force"
 )]
 pub struct Unshare {
     /// The share's name or its folder, or a device: printers/NAME, drives/NAME, disks/NAME
@@ -166,6 +166,9 @@ pub struct Unshare {
     /// Of a device: although something is in it; jobs are cancelled, borrowed space is wiped
     #[arg(long)]
     pub force: bool,
+    /// Of a disk: do not let second copies of shares leave first, but wipe them, although their owners may have no other
+    #[arg(long)]
+    pub now: bool,
 }
 
 /// List what this machine shares: folders, copies of others' two-way shares, and devices

@@ -7,6 +7,7 @@ use proto::peer::v1::device_service_server::{DeviceService, DeviceServiceServer}
 use proto::peer::v1::local_device_service_server::{LocalDeviceService, LocalDeviceServiceServer};
 use proto::peer::v1::*;
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -39,6 +40,8 @@ struct State {
     /// The lease is lost as soon as it is held.
     lose: bool,
     bad_sectors: u64,
+    /// Second copies do not leave the disk while the call lasts.
+    stays: bool,
 }
 
 impl Fake {
@@ -355,6 +358,7 @@ impl LocalDeviceService for Fake {
     type ExportDiscStream = Answers<ExportDiscResponse>;
     type MirrorToStream = Answers<MirrorProgress>;
     type RestoreMirrorStream = Answers<MirrorProgress>;
+    type LeaveDiskStream = Answers<LeaveProgress>;
     async fn list_all_devices(&self, r: Request<ListAllDevicesRequest>) -> Answer<ListAllDevicesResponse> {
         let kind = r.into_inner().kind;
         let devices = self.0.devices.iter().filter(|d| kind == 0 || d.kind == kind).cloned().collect();
@@ -378,7 +382,7 @@ impl LocalDeviceService for Fake {
     }
     async fn unshare_device(&self, r: Request<UnshareDeviceRequest>) -> Answer<UnshareDeviceResponse> {
         let r = r.into_inner();
-        self.note(format!("unshare {} force={}", r.device, r.force));
+        self.note(format!("unshare {} force={} now={}", r.device, r.force, r.now));
         Ok(Response::new(UnshareDeviceResponse {}))
     }
     async fn list_own_devices(&self, r: Request<ListOwnDevicesRequest>) -> Answer<ListOwnDevicesResponse> {
@@ -437,7 +441,8 @@ impl LocalDeviceService for Fake {
     }
     async fn release_device(&self, r: Request<ReleaseDeviceRequest>) -> Answer<ReleaseDeviceResponse> {
         let r = r.into_inner();
-        self.note(format!("release {} take_back={}", r.device, r.take_back));
+        let lease = uuid::Uuid::from_slice(&r.lease_id).map(|id| format!(" lease={id}")).unwrap_or_default();
+        self.note(format!("release {} take_back={}{lease}", r.device, r.take_back));
         Ok(Response::new(ReleaseDeviceResponse {}))
     }
     async fn list_jobs(&self, r: Request<ListJobsRequest>) -> Answer<ListJobsResponse> {
@@ -465,10 +470,50 @@ impl LocalDeviceService for Fake {
         uris.extend(r.nbd.then(|| "nbd://127.0.0.1:10809".to_owned()));
         uris.extend(r.http.then(|| "http://127.0.0.1:8080/".to_owned()));
         uris.extend((!r.nbd_socket.is_empty()).then(|| format!("nbd+unix:///?socket={}", r.nbd_socket)));
+        let scheme = if r.tls { "nbds" } else { "nbd" };
+        uris.extend((!r.nbd_listen.is_empty()).then(|| format!("{scheme}://{}", r.nbd_listen)));
+        let pem = |what: &str| format!("{what} of the export");
+        let keys = r.tls.then(|| ExportKeys {
+            ca_certificate: pem("authority"),
+            client_certificate: pem("certificate"),
+            client_key: pem("key"),
+        });
         answers(vec![
-            Ok(ExportDiscResponse { uris, disc_changed: false }),
-            Ok(ExportDiscResponse { uris: Vec::new(), disc_changed: true }),
+            Ok(ExportDiscResponse { uris, disc_changed: false, keys }),
+            Ok(ExportDiscResponse { uris: Vec::new(), disc_changed: true, keys: None }),
         ])
+    }
+    async fn leave_disk(&self, r: Request<LeaveDiskRequest>) -> Answer<Self::LeaveDiskStream> {
+        let r = r.into_inner();
+        self.note(format!("leave {} force={}", r.device, r.force));
+        let mirror = LeavingMirror {
+            person: "bert".into(),
+            node_name: "acme/bert-pc".into(),
+            label: "mirror of plans".into(),
+            total_bytes: 9,
+            fetched_bytes: 4,
+            online: true,
+        };
+        let mut told = vec![Ok(LeaveProgress { mirrors: vec![mirror], done: false })];
+        if !self.0.stays {
+            told.push(Ok(LeaveProgress { mirrors: Vec::new(), done: true }));
+        }
+        answers(told)
+    }
+    async fn list_mirrors(&self, _: Request<ListMirrorsRequest>) -> Answer<ListMirrorsResponse> {
+        let mirror = Mirror {
+            share: "plans".into(),
+            disk: "acme/anna-pc/disks/big".into(),
+            state: MirrorState::Whole as i32,
+            generation: 3,
+            proven_time: Some(prost_types::Timestamp { seconds: 1_800_000_000, nanos: 0 }),
+            proven_count: 256,
+            part_count: 900,
+            repaired_count: 2,
+            ..Default::default()
+        };
+        let lost = Mirror { share: "songs".into(), state: MirrorState::Lost as i32, ..Default::default() };
+        Ok(Response::new(ListMirrorsResponse { mirrors: vec![mirror, lost] }))
     }
     async fn list_borrowed(&self, r: Request<ListBorrowedRequest>) -> Answer<ListBorrowedResponse> {
         self.note(format!("borrowed lent={}", r.into_inner().lent));
@@ -476,7 +521,8 @@ impl LocalDeviceService for Fake {
     }
     async fn mirror_to(&self, r: Request<MirrorToRequest>) -> Answer<Self::MirrorToStream> {
         let r = r.into_inner();
-        self.note(format!("mirror {} to {} {} {}s", r.share, r.disk, r.size_bytes, r.retention_seconds));
+        let next = if r.next_disk.is_empty() { String::new() } else { format!(" then {}", r.next_disk) };
+        self.note(format!("mirror {} to {} {} {}s{next}", r.share, r.disk, r.size_bytes, r.retention_seconds));
         let now = |done_bytes, done| MirrorProgress {
             done_bytes,
             total_bytes: 9,
@@ -647,7 +693,7 @@ fn a_device_is_shared_changed_and_unshared() {
     let (_, own) = peer.json(&["devices", "--own"]);
     assert_eq!(own["items"][0]["device"]["name"], "laser");
     ok(&peer.run(&["unshare", "printers/laser", "--force"]));
-    assert_eq!(peer.told(), ["unshare acme/bert-pc/printers/laser force=true"]);
+    assert_eq!(peer.told(), ["unshare acme/bert-pc/printers/laser force=true now=false"]);
     let wrong = peer.run(&["share", "drives/dvd", "--description", "x", "--with", "anna", "--json"]);
     assert_eq!(code(&wrong), 2);
     assert!(failure(&wrong)["fix"].as_str().unwrap().contains("--device"));
@@ -828,9 +874,40 @@ fn a_command_runs_while_the_device_is_held() {
     assert_eq!((exit, lease["kind"].as_str(), lease["state"].as_str()), (0, Some("lease"), Some("held")));
     assert_eq!(peer.told().last().unwrap(), "use dvd LEASE_MODE_SHARED 0s wait=false watch=false");
     ok(&peer.run(&["release", "dvd", "--take-back"]));
+    let id = "0199e2a4-5b1c-7d3e-8f90-a1b2c3d4e5f6";
+    ok(&peer.run(&["release", "dvd", "--lease", id]));
+    assert_eq!(code(&peer.run(&["release", "dvd", "--lease", "7"])), 2);
     let told = peer.run(&["request", "dvd", "only", "five", "minutes"]);
     assert_eq!(text(&told.stdout), "anna at anna-pc was told\n");
-    assert_eq!(peer.told(), ["release dvd take_back=true", "request dvd only five minutes"]);
+    let one = format!("release dvd take_back=false lease={id}");
+    assert_eq!(peer.told(), ["release dvd take_back=true", &one, "request dvd only five minutes"]);
+}
+
+#[test]
+fn a_disk_waits_for_second_copies_to_leave_unless_told_otherwise() {
+    let disk = || device("acme/bert-pc/disks/big", DeviceKind::Disk, 4);
+    let own = || Mutex::new(vec![LocalDevice { device: Some(disk()), ..Default::default() }]);
+    let peer = Running::start(State { own: own(), ..State::default() });
+    let left = peer.run(&["unshare", "disks/big"]);
+    ok(&left);
+    let said = text(&left.stderr);
+    assert!(said.contains("mirror of plans of bert leaves for acme/bert-pc"), "{said}");
+    assert_eq!(peer.told(), ["leave acme/bert-pc/disks/big force=false"]);
+    ok(&peer.run(&["unshare", "disks/big", "--force"]));
+    ok(&peer.run(&["unshare", "disks/big", "--now"]));
+    let told = peer.told();
+    let now = "unshare acme/bert-pc/disks/big force=false now=true";
+    assert_eq!(told, ["leave acme/bert-pc/disks/big force=true", now]);
+    let stays = Running::start(State { own: own(), stays: true, ..State::default() });
+    let broken = stays.run(&["unshare", "disks/big", "--json"]);
+    assert_eq!(code(&broken), 6, "{}", text(&broken.stderr));
+    assert!(failure(&broken)["fix"].as_str().unwrap().contains("atrium share acme/bert-pc/disks/big"));
+    // Second copies that are nowhere else are no success.
+    let (exit, list) = peer.json(&["space", "mirrors"]);
+    assert_eq!((exit, list["items"][0]["state"].as_str()), (3, Some("whole")));
+    assert_eq!(list["items"][1]["state"], "lost");
+    let shown = text(&peer.run(&["space", "mirrors"]).stdout);
+    assert!(shown.contains("(256 of 900), generation 3; 2 parts were sent again"), "{shown}");
 }
 
 #[test]
@@ -861,6 +938,23 @@ fn discs_are_copied_offered_and_taken_out() {
     assert!(text(&export.stderr).contains("the disc was changed"));
     let socket = peer.run_there(&["disc", "export", "dvd", "--nbd-socket", "dvd.sock"]);
     assert_eq!(text(&socket.stdout), format!("nbd+unix:///?socket={}\n", peer.path("dvd.sock").display()));
+    let open = peer.run_there(&["disc", "export", "dvd", "--listen", "192.0.2.1", "--tls", "new/keys"]);
+    let keys = peer.path("new/keys");
+    assert_eq!(
+        text(&open.stdout),
+        format!("nbds://192.0.2.1:10809/?tls-certificates={}\n", keys.display().to_string().replace(' ', "%20"))
+    );
+    for (file, holds, mode) in [
+        ("ca-cert.pem", "authority of the export", 0o644),
+        ("client-cert.pem", "certificate of the export", 0o644),
+        ("client-key.pem", "key of the export", 0o600),
+    ] {
+        assert_eq!(std::fs::read_to_string(keys.join(file)).unwrap(), holds);
+        assert_eq!(std::fs::metadata(keys.join(file)).unwrap().permissions().mode() & 0o777, mode, "{file}");
+    }
+    for wrong in [&["--tls", "keys"][..], &["--plain"], &["--listen", "::", "--tls", "keys", "--plain"]] {
+        assert_eq!(code(&peer.run(&[&["disc", "export", "dvd"], wrong].concat())), 2, "{wrong:?}");
+    }
     ok(&peer.run(&["disc", "eject", "dvd"]));
     ok(&peer.run(&["disc", "insert", "drives/dvd", file.to_str().unwrap()]));
     let told = peer.told();
@@ -939,13 +1033,13 @@ fn space_is_borrowed_renewed_given_back_and_mirrored() {
             "borrowed lent=true",
         ]
     );
-    let (exit, copy) = peer.json(&["space", "mirror", "plans", "big", "--retention", "90d"]);
+    let (exit, copy) = peer.json(&["space", "mirror", "plans", "big", "--retention", "90d", "--next", "old"]);
     assert_eq!((exit, copy["kind"].as_str(), copy["generation"].as_u64()), (0, Some("mirror_copy"), Some(2)));
     let broken = peer.run(&["space", "restore", "plans", peer.path("again").to_str().unwrap(), "--json"]);
     assert_eq!(code(&broken), 6, "it was not done");
     let again = peer.path("again");
     assert_eq!(
         peer.told(),
-        ["mirror plans to big 0 7776000s".to_owned(), format!("restore plans to {} 0", again.display())]
+        ["mirror plans to big 0 7776000s then old".to_owned(), format!("restore plans to {} 0", again.display())]
     );
 }

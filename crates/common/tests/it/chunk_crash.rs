@@ -7,9 +7,9 @@ use atrium_common::chunk::{ChunkStore, scan_segment_bytes};
 use atrium_common::error::Result;
 use proptest::prelude::*;
 
-use crate::chunk_sim::SimDisk;
 use crate::chunk_store::{assert_there, content, fill, get, id, lease, open, put, reference, settings};
 use crate::powercut;
+use testkit::disk::SimDisk;
 
 /// A store with metadata beside it that is always durable at once: the hardest case for the chunks.
 struct Office {

@@ -11,8 +11,8 @@ use atrium_common::clock::ManualClock;
 use atrium_common::error::{Error, Reason};
 use atrium_common::model::{ChunkId, UploadId};
 
-use crate::chunk_sim::SimDisk;
 use crate::chunk_store::{assert_there, content, get, id, lease, open, put, reference, settings};
+use testkit::disk::SimDisk;
 
 /// One pass over metadata that refers to these contents.
 fn pass(store: &ChunkStore, needed: impl IntoIterator<Item = u64>) -> ReclaimReport {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use crate::chunk_cut::noise;
-use crate::chunk_sim::SimDisk;
+use testkit::disk::SimDisk;
 
 /// Small segments, so that little content makes many.
 pub fn settings() -> ChunkStoreSettings {

@@ -5,7 +5,6 @@ mod bulk_wire;
 mod chunk_crash;
 mod chunk_cut;
 mod chunk_reclaim;
-mod chunk_sim;
 mod chunk_store;
 mod enrol_join;
 mod flow_fake;

@@ -28,6 +28,8 @@ const PLACES_MAX: usize = 1024;
 const WIPED_MAX: usize = 512;
 const WIPED_KEPT_MS: u64 = 7 * 24 * 3_600_000;
 const LABEL_BYTES: usize = 64;
+/// The record of whether the lender will leave.
+const LEAVING: &str = "leaving";
 const EVENTS: usize = 256;
 /// How often the lender's time is written down.
 const SAVE_EVERY_MS: u64 = 60_000;
@@ -146,7 +148,12 @@ impl Lender {
             books: Books::default(),
             places: HashMap::new(),
             time: LenderTime::open(saved, &now),
-            leaving: false,
+            leaving: match record::read::<bool>(&*disk, LEAVING) {
+                Ok(leaving) => leaving.unwrap_or(false),
+                // Somebody wrote it: it was about to leave, and whoever wants it to stay says so again.
+                Err(e) if e.is(Reason::StoreCorrupt) => true,
+                Err(e) => return Err(e),
+            },
             sealed_total: 0,
             number: 1,
             saved_ms: 0,
@@ -389,13 +396,15 @@ impl Lender {
         }))
     }
 
-    /// Gives scratch space back before its end: it is wiped. (A mirror is retired instead, see [`super::LocalPlace`].)
+    /// Gives scratch space back before its end: it is wiped. So is a mirror of a lender that will leave; any other is retired
+    /// instead, see [`super::LocalPlace`].
     ///
     /// # Errors
     /// `SPACE_UNKNOWN`, `SPACE_EXPIRED`, `MIRROR_APPEND_ONLY` for a mirror that has objects.
     pub fn give_back(&self, caller: &Caller, id: PlaceId) -> Result<()> {
         let kind = self.view(caller, id)?.kind;
-        if kind == Kind::Mirror && self.state(|s| s.places.get(&id).is_some_and(|p| !p.sealed.is_empty())) {
+        let has_objects = |s: &mut Ledger| s.places.get(&id).is_some_and(|p| !p.sealed.is_empty());
+        if kind == Kind::Mirror && self.state(|s| !s.leaving && has_objects(s)) {
             return Err(Error::new(Reason::MirrorAppendOnly, "the mirror still has objects")
                 .fix_is("retire them; the place can be given back when their time is over"));
         }
@@ -412,12 +421,32 @@ impl Lender {
     }
 
     /// Whether the lender will leave: nothing new is taken, everything is still given out, so that it can be copied elsewhere.
-    /// Not kept over a restart.
-    pub fn set_leaving(&self, leaving: bool) {
+    /// On disk on return, so that a restart changes nothing; only on a full disk it holds until then.
+    ///
+    /// # Errors
+    /// `IO_FAILED`; it is then as it was.
+    pub fn set_leaving(&self, leaving: bool) -> Result<()> {
+        if self.state(|s| s.leaving == leaving) {
+            return Ok(());
+        }
+        match leaving {
+            true => match record::write(self.disk(), LEAVING, &true) {
+                Err(e) if !e.is(Reason::DiskFull) => return Err(e),
+                _ => {}
+            },
+            false => {
+                match self.disk().remove(LEAVING) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+                    _ => {}
+                }
+                self.disk().sync_names()?;
+            }
+        }
         let begins = self.state(|s| !std::mem::replace(&mut s.leaving, leaving) && leaving);
         if begins {
             self.tell(Event::Leaving);
         }
+        Ok(())
     }
 
     /// Does what is due: wipes what is over, removes retired objects whose time has come and uploads that were left, notes the

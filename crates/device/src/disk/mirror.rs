@@ -16,7 +16,8 @@
 //! # What a lender can do and how it shows
 //!
 //! Change, exchange or invent an object: opening fails, by the seal and by the chunk's digest. Withhold one: it is missing,
-//! [`MirrorReader::verify`] names the files that are hit. Withhold the newest generations: who knows the last number
+//! [`MirrorReader::verify`] names the files that are hit, and a proof that is asked for from time to time ([`proof`]) finds
+//! it without transferring anything. Withhold the newest generations: who knows the last number
 //! ([`Report::generation`]) sees that it is gone ([`MirrorReader::open`] takes the least that is expected). It can
 //! always destroy what it has, so a share that matters has mirrors in two places.
 //!
@@ -25,6 +26,11 @@
 //! Nothing is noted on the owner's side: what has arrived is asked of the place ([`MirrorPlace::missing`]), so a snapshot that
 //! was broken off goes on with what is missing. Without its root, objects of a broken one are found by
 //! [`MirrorWriter::prune`].
+//!
+//! # What is deleted in the share
+//!
+//! [`MirrorWriter::prune`] after a snapshot lets everything go that the newest generations do not need. It stays for the
+//! retention time, in which older generations can still be read by their number; then its space is free.
 //!
 //! # Bounds
 //!
@@ -35,7 +41,10 @@ mod folder;
 mod key;
 mod manifest;
 pub mod place;
+pub mod proof;
 mod reader;
+#[cfg(test)]
+mod sim;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -45,5 +54,6 @@ pub use folder::FolderSource;
 pub use key::MirrorKey;
 pub use manifest::{FileEntry, Manifest, Root, fuzz_snapshot};
 pub use place::{LocalPlace, MirrorPlace, ObjectId, Space};
+pub use proof::Proof;
 pub use reader::{MirrorReader, Restored, VerifyReport};
 pub use writer::{MirrorWriter, Report, Source};

@@ -251,7 +251,8 @@ impl Leases {
         told
     }
 
-    /// Takes leases back for somebody who manages the device (the right was checked): one, or all. How many it were.
+    /// Takes leases back for somebody who manages the device (the right was checked): one, or a place in the queue, or all
+    /// that are held. How many it were.
     ///
     /// # Errors
     /// `RESOURCE_UNKNOWN`, `LEASE_UNKNOWN`.

@@ -25,7 +25,7 @@ pub enum Event {
     TakeBack {
         /// Who; its right was checked.
         by: Caller,
-        /// Which; all that are held if none is named.
+        /// Which, or which place in the queue; all that are held if none is named.
         id: Option<LeaseId>,
         /// For the holder.
         reason: String,
@@ -439,7 +439,13 @@ impl Table {
         actions: &mut Vec<Action>,
     ) -> Result<usize> {
         let why = Ending::TakenBack { by: by.person.clone(), reason: clean(reason, self.rules.text_bytes) };
-        let count = self.end(|l| id.is_none_or(|id| l.id == id), &why, actions);
+        let mut count = self.end(|l| id.is_none_or(|id| l.id == id), &why, actions);
+        if let Some(at) = self.waiting.iter().position(|w| Some(w.id) == id)
+            && let Some(waiter) = self.waiting.remove(at)
+        {
+            self.left_queue(waiter, why, actions);
+            count += 1;
+        }
         if count == 0 && id.is_some() {
             return Err(Error::new(Reason::LeaseUnknown, "there is no such lease"));
         }

@@ -171,6 +171,14 @@ async fn a_running_operation_holds_the_next_one_off() {
     drop(operation);
     granted(leases.renew(DVD, &who("bert"), wish.id).unwrap());
     refused(leases.take_back(DVD, &who("olaf"), Some(a.id), ""), Reason::LeaseUnknown);
+    // A place in the queue as well, and that one only.
+    let (first, second) = (Ask::new(Mode::Exclusive, true, ""), Ask::new(Mode::Exclusive, true, ""));
+    leases.ask(DVD, &who("carl"), first.clone()).await.unwrap();
+    leases.ask(DVD, &who("dora"), second.clone()).await.unwrap();
+    assert_eq!(leases.take_back(DVD, &who("olaf"), Some(first.id), "not now").unwrap(), 1);
+    assert_eq!(leases.renew(DVD, &who("carl"), first.id).unwrap_err().why(), "olaf has taken it back: not now");
+    assert!(matches!(leases.renew(DVD, &who("dora"), second.id).unwrap(), Standing::Waiting { place: 1, .. }));
+    assert!(leases.release(DVD, &who("dora"), second.id).unwrap());
     // A device that is closed in the middle of an operation comes back only after it.
     let operation = {
         let held = leases.overview(DVD).unwrap().held[0].clone();

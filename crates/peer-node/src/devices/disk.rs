@@ -23,7 +23,7 @@ use uuid::Uuid;
 /// How long scratch space is lent unless the borrower says.
 const TERM: u64 = 4 * 3_600;
 /// Free space that is left to the owner unless he says.
-const RESERVE: u64 = 5 << 30;
+pub(super) const RESERVE: u64 = 5 << 30;
 /// Bytes of one message.
 const PART: usize = 1 << 20;
 /// Objects of one answer.
@@ -60,9 +60,15 @@ fn wire_object(stat: &ObjectStat) -> wire::SpaceObject {
     }
 }
 
-fn lent(count: usize) -> Error {
+pub(super) fn lent(count: usize) -> Error {
     Error::new(Reason::ResourceBusy, format!("{count} spaces are lent"))
         .fix_is("wait until they are given back, or unshare it with --force, which wipes them")
+}
+
+fn mirrors_here(count: usize) -> Error {
+    Error::new(Reason::ResourceBusy, format!("{count} second copies of shares are on it"))
+        .why_is("their owners may have no other")
+        .fix_is("let them leave first: atrium unshare; or unshare it with --now, which wipes them")
 }
 
 fn settings_of(share: &wire::DiskShare) -> Result<Settings> {
@@ -118,8 +124,9 @@ impl Devices {
         Err(Error::internal("a folder that is lent"))
     }
 
-    /// Ends lending; refused while something is in it, unless forced: then it is taken back.
-    pub(super) async fn close_disk(&self, name: &str, force: bool) -> Result<()> {
+    /// Ends lending; refused while something is in it, unless forced: then it is taken back. Second copies of shares are
+    /// taken back only if that is said for itself.
+    pub(super) async fn close_disk(&self, name: &str, force: bool, now: bool) -> Result<()> {
         let Some(lender) = self.0.lenders.lock().get(name).cloned() else {
             if force {
                 return Ok(());
@@ -129,17 +136,33 @@ impl Devices {
         };
         let work = move || {
             // First nothing new is lent, then it is looked what is.
-            lender.set_leaving(true);
+            let was = lender.overview()?.leaving;
+            lender.set_leaving(true)?;
             let places = lender.places(None);
-            let taken = match places.is_empty() || force {
-                true => places.iter().try_for_each(|p| lender.take_back(p.id)).and_then(|()| lender.tick()),
-                false => Err(lent(places.len())),
+            let mirrors = places.iter().filter(|p| p.kind == PlaceKind::Mirror).count();
+            let scratch = places.len() - mirrors;
+            let taken = match (scratch > 0 && !force, mirrors > 0 && !now) {
+                (true, _) => Err(lent(scratch)),
+                (_, true) => Err(mirrors_here(mirrors)),
+                _ => places.iter().try_for_each(|p| lender.take_back(p.id)).and_then(|()| lender.tick()),
             };
-            taken.inspect_err(|_| lender.set_leaving(false))
+            if taken.is_err() && !was {
+                lender.set_leaving(false)?;
+            }
+            taken
         };
         blocking(work).await?;
         self.0.lenders.lock().remove(name);
         Ok(())
+    }
+
+    /// A disk that is shared again stays, although it was about to leave.
+    pub(super) async fn stay(&self, name: &str) -> Result<()> {
+        let lender = self.0.lenders.lock().get(name).cloned();
+        match lender {
+            Some(lender) => blocking(move || lender.set_leaving(false)).await,
+            None => Ok(()),
+        }
     }
 
     /// Refuses while something is lent: it would be out of its borrowers' reach.
@@ -157,7 +180,8 @@ impl Devices {
     pub(super) async fn tick_disks(self) {
         for count in 1_u32.. {
             tokio::time::sleep(TICK).await;
-            let lenders: Vec<Lender> = self.0.lenders.lock().values().cloned().collect();
+            let mut lenders: Vec<Lender> = self.0.lenders.lock().values().cloned().collect();
+            lenders.extend(self.0.home.lock().clone());
             let tick = move || {
                 // One that fails keeps no other from it.
                 for lender in &lenders {
@@ -255,6 +279,7 @@ impl Devices {
             nearly_full: view.used / 4 >= view.bytes / 5,
             leaving,
             object_count: view.objects as u64,
+            proven_time: None,
         }
     }
 
@@ -519,6 +544,11 @@ impl Devices {
                 }
                 Err(error) => problems.push(super::remote::own_problem(&disk.address, &error)),
             }
+        }
+        let proven = self.proven_times().await;
+        for space in &mut spaces {
+            let of_it = proven.iter().find(|(place, _)| space.space_id == place.as_bytes()[..]);
+            space.proven_time = of_it.map(|(_, time)| *time);
         }
         wire::ListBorrowedResponse { spaces, problems }
     }

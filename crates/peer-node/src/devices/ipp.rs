@@ -90,7 +90,7 @@ impl Access for Gate {
 }
 
 /// The address in the local network by which others reach this machine.
-fn outward(listening: SocketAddr) -> SocketAddr {
+pub(super) fn outward(listening: SocketAddr) -> SocketAddr {
     if !listening.ip().is_unspecified() {
         return listening;
     }

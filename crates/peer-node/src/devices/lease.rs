@@ -128,10 +128,11 @@ impl Devices {
         self.wire_lease(&r.device, id, Mode::Shared, standing)
     }
 
-    /// `ReleaseLease`.
+    /// `ReleaseLease`. Whoever manages the device takes another's lease, or place in the queue, back by its id, or all that
+    /// are held without one; their holders are told by whom.
     ///
     /// # Errors
-    /// RESOURCE_UNKNOWN, ACCESS_DENIED.
+    /// RESOURCE_UNKNOWN, ACCESS_DENIED also for another's lease without the right to manage.
     pub async fn release_lease(
         &self,
         caller: &DeviceId,
@@ -142,10 +143,38 @@ impl Devices {
             self.0.leases.take_back(&r.device, &who, None, "")?;
         } else {
             let (_, who) = self.leased(caller, &r.device, Right::See)?;
-            self.0.leases.release(&r.device, &who, lease_id(&r.lease_id)?)?;
+            let id = lease_id(&r.lease_id)?;
+            // A repeat finds nothing, and is harmless.
+            if !self.0.leases.release(&r.device, &who, id)? && self.is_standing(&r.device, id)? {
+                self.allowed(caller, &r.device, Right::Manage, "take-back")?;
+                self.0.leases.take_back(&r.device, &who, Some(id), "")?;
+            }
         }
         self.changed();
         Ok(wire::ReleaseLeaseResponse {})
+    }
+
+    /// Whether somebody holds or waits under this id.
+    fn is_standing(&self, device: &str, id: LeaseId) -> Result<bool> {
+        let overview = self.0.leases.overview(device)?;
+        let held = overview.held.iter().filter(|h| !h.finishing).map(|h| h.id);
+        Ok(held.chain(overview.queue.iter().map(|w| w.id)).any(|standing| standing == id))
+    }
+
+    /// Who holds a device and who waits for it, the next one first: for who manages it.
+    pub(super) fn leases_of(&self, name: &str) -> Vec<wire::DeviceLease> {
+        let overview = self.0.leases.overview(name).unwrap_or_default();
+        let lease = |id: LeaseId, mode, state: wire::LeaseState, who: &Caller, purpose: String| wire::DeviceLease {
+            lease_id: id.0.as_bytes().to_vec().into(),
+            mode: wire_mode(mode),
+            state: state as i32,
+            holder: who_text(who),
+            purpose,
+        };
+        let held = overview.held.into_iter().filter(|h| !h.finishing);
+        let held = held.map(|h| lease(h.id, h.mode, wire::LeaseState::Held, &h.holder, h.purpose));
+        let queue = overview.queue.into_iter();
+        held.chain(queue.map(|w| lease(w.id, w.mode, wire::LeaseState::Waiting, &w.who, w.purpose))).collect()
     }
 
     /// `RequestDevice`: a note to who holds it.

@@ -1,21 +1,25 @@
 //! Discs for this machine's person: copies of whole discs, and discs that programs of this machine open (NBD, HTTP).
 //!
 //! The disc may be in a drive here or at another machine; both are a [`BlockSource`]. An export lives as long as the call
-//! that asked for it and listens on loopback or on a Unix socket only this user can open. When the disc is changed, an
-//! export goes on to answer, with errors, so that no program reads two discs as one.
+//! that asked for it. It listens on loopback, on a Unix socket that only this user can open, or for programs of other
+//! machines over TLS with keys of its own (`door`). When the disc is changed, an export goes on to answer, with errors, so
+//! that no program reads two discs as one.
 
 use super::Devices;
 use super::address::Target;
 use super::disc::{RemoteDisc, Shared};
+use super::door;
 use super::grpc::Asked;
 use common::error::{Error, Reason, Result};
 use common::model::Right;
-use device::nbd::{BlockSource, Export, Server, ServerConfig};
+use device::audit::Line;
+use device::nbd::{BlockSource, Export, Server, ServerConfig, Tls};
 use device::optical::files::Disc;
 use device::optical::http::{Service, Shelf};
 use device::optical::rip::{self, Options};
 use futures_util::{StreamExt, stream};
 use proto::peer::v1 as wire;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -157,12 +161,13 @@ impl Devices {
         remote.sources().into_iter().map(|(device, bytes)| (name(device), bytes)).collect()
     }
 
-    /// Offers a disc to programs of this machine until the call ends.
+    /// Offers a disc to programs until the call ends.
     ///
     /// # Errors
-    /// FIELD_INVALID if no way was named; those of [`Devices::open_disc`]; RESOURCE_BUSY, IO_FAILED for the socket.
+    /// FIELD_INVALID if no way was named; TLS_REQUIRED; those of [`Devices::open_disc`]; RESOURCE_BUSY, IO_FAILED for the socket.
     pub(super) async fn export(&self, r: wire::ExportDiscRequest) -> Result<Asked<wire::ExportDiscResponse>> {
-        if r.nbd_socket.is_empty() && !r.nbd && !r.http {
+        let beyond = door::asked(&r)?;
+        if r.nbd_socket.is_empty() && !r.nbd && !r.http && beyond.is_none() {
             return Err(Error::new(Reason::FieldInvalid, "neither NBD nor HTTP was asked for"));
         }
         let opened = self.open_disc(&r.device).await?;
@@ -170,7 +175,10 @@ impl Devices {
         let guard = stop.clone().drop_guard();
         let mut uris = Vec::new();
         let export = Export::read_only("", opened.title.clone(), opened.source.clone());
-        let server = Server::new(Arc::new(vec![export]), ServerConfig::default());
+        let exports = Arc::new(vec![export]);
+        let server = Server::new(exports.clone(), ServerConfig::default());
+        let mut servers = vec![server.clone()];
+        let mut keys = None;
         if !r.nbd_socket.is_empty() {
             let path = Path::new(&r.nbd_socket);
             if !path.is_absolute() {
@@ -187,10 +195,25 @@ impl Devices {
         if r.nbd {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
             uris.push(format!("nbd://{}", listener.local_addr()?));
-            let (server, stop) = (server.clone(), stop.clone());
-            self.0.shutdown.spawn(async move {
-                stop.run_until_cancelled(server.serve_tcp(listener)).await;
-            });
+            self.serve_nbd(server, listener, &stop);
+        }
+        if let Some(door) = beyond {
+            let listener = listen(door.at).await?;
+            let at = listener.local_addr()?;
+            let mut config = ServerConfig::default();
+            if door.tls {
+                let made = tokio::task::spawn_blocking(move || door::keys(at)).await;
+                let (tls, made) = made.map_err(|e| Error::internal("keys of an export").caused_by(e))??;
+                config.tls = Tls::Required(tls);
+                keys = Some(made);
+            }
+            let who = super::access::caller(&*self.0.roster, &self.me())?;
+            let how = if door.tls { "over TLS" } else { "plain" };
+            self.0.audit.note(Line::granted(&who, &r.device, "export").with_detail(format!("on {at}, {how}")));
+            uris.push(door::uri(&door, at));
+            let server = Server::new(exports, config);
+            servers.push(server.clone());
+            self.serve_nbd(server, listener, &stop);
         }
         if r.http {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -202,7 +225,7 @@ impl Devices {
             self.0.shutdown.spawn(async move { service.serve(listener, stop).await });
         }
         let (tell, told) = mpsc::channel(2);
-        let _ = tell.send(Ok(wire::ExportDiscResponse { uris: uris.clone(), disc_changed: false })).await;
+        let _ = tell.send(Ok(wire::ExportDiscResponse { uris: uris.clone(), disc_changed: false, keys })).await;
         let (devices, ending) = (self.clone(), self.0.shutdown.token());
         self.0.shutdown.spawn(async move {
             let watched = devices.until_changed(&r.device, &opened);
@@ -213,14 +236,23 @@ impl Devices {
                     if let Some(remote) = &opened.remote {
                         remote.close();
                     }
-                    let _ = tell.send(Ok(wire::ExportDiscResponse { uris, disc_changed: true })).await;
+                    let _ = tell.send(Ok(wire::ExportDiscResponse { uris, disc_changed: true, keys: None })).await;
                     tokio::select! { () = stop.cancelled() => {}, () = ending.cancelled() => {} }
                 }
             }
             stop.cancel();
-            server.stop().await;
+            for server in servers {
+                server.stop().await;
+            }
         });
         Ok(guarded(told, guard).boxed())
+    }
+
+    fn serve_nbd(&self, server: Server, listener: TcpListener, stop: &CancellationToken) {
+        let stop = stop.clone();
+        self.0.shutdown.spawn(async move {
+            stop.run_until_cancelled(server.serve_tcp(listener)).await;
+        });
     }
 
     /// Returns when the disc is no longer the one that was opened.
@@ -244,6 +276,15 @@ impl Devices {
             }
         }
     }
+}
+
+async fn listen(at: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(at).await.map_err(|e| {
+        Error::new(Reason::IoFailed, format!("nothing can listen on {at}"))
+            .why_is(e.to_string())
+            .fix_is("name an address of this machine and a port that is free; 0 takes any")
+            .caused_by(e)
+    })
 }
 
 /// The messages of a channel; dropping them ends what they come from.

@@ -83,6 +83,7 @@ impl Devices {
             self.undo_share(&entry, before.as_deref(), opened).await;
             return Err(error);
         }
+        self.stay(&entry.local_name()).await?;
         self.refresh_groups(&entry).await;
         self.note_own(&entry, "share").await?;
         self.open_doors().await;
@@ -101,7 +102,7 @@ impl Devices {
                 self.0.lenders.lock().remove(&entry.local_name());
                 Ok(())
             }
-            None => self.close_device(entry, true).await,
+            None => self.close_device(entry, true, true).await,
         };
         if let Err(error) = undone {
             let problem = super::remote::own_problem(&entry.local_name(), &error);
@@ -114,9 +115,18 @@ impl Devices {
     /// Shares it no more.
     ///
     /// # Errors
-    /// RESOURCE_UNKNOWN; RESOURCE_BUSY while something of others is in it and it is not forced, and for a printer that is
-    /// in a group.
-    pub async fn unshare(&self, name: &str, force: bool) -> Result<()> {
+    /// RESOURCE_UNKNOWN; RESOURCE_BUSY while something of others is in it and it is not forced, while second copies are on
+    /// it and they are not to be wiped `now`, and for a printer that is in a group.
+    pub async fn unshare(&self, name: &str, force: bool, now: bool) -> Result<()> {
+        let entry = self.own_entry(name).await?;
+        self.unshare_entry(&entry, force, now).await
+    }
+
+    /// A device of this machine by its address or name.
+    ///
+    /// # Errors
+    /// RESOURCE_UNKNOWN, RESOURCE_REMOTE, ADDRESS_AMBIGUOUS.
+    pub(super) async fn own_entry(&self, name: &str) -> Result<Arc<Entry>> {
         let target = self.find(name).await?;
         if !target.below.is_empty() {
             return Err(access::unknown(name));
@@ -126,13 +136,18 @@ impl Devices {
                 Error::new(Reason::ResourceRemote, format!("{name} is another machine's")).fix_is("unshare it there")
             );
         }
+        self.0.book.get(target.kind, &target.name).ok_or_else(|| access::unknown(name))
+    }
+
+    pub(super) async fn unshare_entry(&self, entry: &Entry, force: bool, now: bool) -> Result<()> {
         let _one_at_a_time = self.0.managing.lock().await;
-        let entry = self.0.book.get(target.kind, &target.name).ok_or_else(|| access::unknown(name))?;
+        // As it is by now.
+        let entry = self.0.book.get(entry.kind, &entry.name).ok_or_else(|| access::unknown(&entry.local_name()))?;
         if let Some(group) = self.group_with(&entry) {
             return Err(Error::new(Reason::ResourceBusy, format!("{} prints on it", group.local_name()))
                 .fix_is("share the group without it, or unshare the group first"));
         }
-        self.close_device(&entry, force).await?;
+        self.close_device(&entry, force, now).await?;
         self.0.book.remove(entry.kind, &entry.name).await?;
         self.note_own(&entry, "unshare").await?;
         self.open_doors().await;
@@ -253,7 +268,7 @@ impl LocalDeviceService for OwnGrpc {
         request: Request<wire::UnshareDeviceRequest>,
     ) -> Result<Response<wire::UnshareDeviceResponse>, Status> {
         let r = request.into_inner();
-        reply(self.0.unshare(&r.device, r.force).await.map(|()| wire::UnshareDeviceResponse {}))
+        reply(self.0.unshare(&r.device, r.force, r.now).await.map(|()| wire::UnshareDeviceResponse {}))
     }
 
     async fn list_own_devices(
@@ -288,6 +303,7 @@ impl LocalDeviceService for OwnGrpc {
         let released = async {
             let target = self.0.find(&r.device).await?;
             match r.take_back {
+                _ if !r.lease_id.is_empty() => self.0.give_back(&target, r.lease_id).await,
                 true => self.0.give_back(&target, bytes::Bytes::new()).await,
                 false => self.0.end_use(&target).await,
             }
@@ -322,6 +338,22 @@ impl LocalDeviceService for OwnGrpc {
         request: Request<wire::ListBorrowedRequest>,
     ) -> Result<Response<wire::ListBorrowedResponse>, Status> {
         reply(Ok(self.0.spaces_everywhere(request.get_ref().lent).await))
+    }
+
+    type LeaveDiskStream = Answers<wire::LeaveProgress>;
+
+    async fn leave_disk(
+        &self,
+        request: Request<wire::LeaveDiskRequest>,
+    ) -> Result<Response<Self::LeaveDiskStream>, Status> {
+        told(self.0.leave_disk(request.into_inner()).await)
+    }
+
+    async fn list_mirrors(
+        &self,
+        _: Request<wire::ListMirrorsRequest>,
+    ) -> Result<Response<wire::ListMirrorsResponse>, Status> {
+        reply(Ok(self.0.list_mirrors().await))
     }
 
     type MirrorToStream = Answers<wire::MirrorProgress>;

@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const ASKED_AT_ONCE: usize = 32;
 /// Machines whose lists are remembered.
 const LISTS_MAX: usize = 2_000;
+/// Leases of a device and places in its queue that are shown.
+const LEASES_MAX: usize = 512;
 /// Longest text that is shown of another machine's device.
 const TEXT_MAX: usize = 512;
 /// Largest message of a call between nodes about devices: 1 MiB of data and what is around it.
@@ -184,6 +186,8 @@ fn believed(claim: &Claim<Node>, mut device: wire::Device) -> Option<wire::Devic
     for text in [&mut device.description, &mut device.state, &mut device.state_reason, &mut device.holder] {
         cut(text);
     }
+    device.leases.truncate(LEASES_MAX);
+    device.leases.iter_mut().flat_map(|l| [&mut l.holder, &mut l.purpose]).for_each(cut);
     match &mut device.detail {
         Some(wire::device::Detail::Printer(p)) => {
             p.formats.truncate(32);

@@ -58,6 +58,6 @@ impl Parts {
             why: Reason::StoreFailed.why().into(),
             fix: Reason::StoreFailed.fix().into(),
         });
-        failed.into_iter().collect()
+        failed.into_iter().chain(self.devices.mirror_problems()).collect()
     }
 }

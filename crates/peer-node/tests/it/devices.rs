@@ -131,7 +131,7 @@ async fn what_is_lent_is_not_put_out_of_reach() {
     anna.client(ben).borrow_space(borrow.clone()).await.unwrap();
     let moved = anna.share("big", anna.disk("elsewhere"), &grants).await.unwrap_err();
     assert!(moved.is(Reason::ResourceBusy), "{moved:?}");
-    assert!(anna.devices.unshare("disks/big", false).await.unwrap_err().is(Reason::ResourceBusy));
+    assert!(anna.devices.unshare("disks/big", false, false).await.unwrap_err().is(Reason::ResourceBusy));
     // Everything is as before, also for new borrowers.
     let request_id = id();
     anna.client(ben).borrow_space(wire::BorrowSpaceRequest { request_id, ..borrow.clone() }).await.unwrap();
@@ -147,7 +147,7 @@ async fn what_is_lent_is_not_put_out_of_reach() {
     assert_eq!(devices[0].state, "away");
     assert_eq!(std::fs::read_dir(&lent).unwrap().count(), 0);
     assert!(why(anna.client(ben).list_spaces(ask.clone()).await).is(Reason::DeviceAway));
-    assert!(anna.devices.unshare("disks/big", false).await.unwrap_err().is(Reason::DeviceAway));
+    assert!(anna.devices.unshare("disks/big", false, false).await.unwrap_err().is(Reason::DeviceAway));
     std::fs::remove_dir(&lent).unwrap();
     std::fs::rename(&away, &lent).unwrap();
     anna.share("big", anna.disk("lent"), &grants).await.unwrap();
@@ -181,10 +181,31 @@ async fn a_lease_is_its_holders_while_it_lasts() {
     assert!(stolen.is(Reason::LeaseLost) || stolen.is(Reason::LeaseUnknown), "{stolen:?}");
     let mixed = wire::Lease { lease_id: id(), ..first.clone() };
     assert!(why(his.control_drive(eject(&mixed)).await).is(Reason::LeaseLost));
-    let lease_id = || first.lease_id.clone();
+    let given = first.lease_id.clone();
+    let lease_id = || given.clone();
     assert!(hers.renew_lease(wire::RenewLeaseRequest { device: device(), lease_id: lease_id() }).await.is_err());
-    hers.release_lease(wire::ReleaseLeaseRequest { device: device(), lease_id: lease_id() }).await.unwrap();
+    let one = wire::ReleaseLeaseRequest { device: device(), lease_id: lease_id() };
+    assert!(why(hers.release_lease(one.clone()).await).is(Reason::AccessDenied), "it is another's");
     assert!(why(hers.acquire_lease(ask()).await).is(Reason::ResourceBusy), "it was not released by another");
+    // Whoever manages the drive finds its id and takes that one back; its holder hears by whom.
+    let mut manager = anna.client(mona);
+    let seen = manager.list_devices(wire::ListDevicesRequest {}).await.unwrap().into_inner().devices;
+    assert_eq!(seen[0].leases.len(), 1);
+    assert_eq!((&seen[0].leases[0].lease_id, seen[0].leases[0].holder.as_str()), (&first.lease_id, "ben at ben-pc"));
+    let seen = hers.list_devices(wire::ListDevicesRequest {}).await.unwrap().into_inner().devices;
+    assert_eq!(seen[0].leases, [], "nobody else is told ids");
+    for _ in 0..2 {
+        manager.release_lease(one.clone()).await.unwrap();
+    }
+    let lost = why(his.renew_lease(wire::RenewLeaseRequest { device: device(), lease_id: lease_id() }).await);
+    assert!(lost.is(Reason::LeaseLost) && lost.why().contains("mona has taken it back"), "{lost:?}");
+    let audit = anna.own().read_device_audit(wire::ReadDeviceAuditRequest::default()).await.unwrap().into_inner();
+    let lines = |person: &str, granted| {
+        let of = |r: &&wire::DeviceAuditRecord| r.verb == "take-back" && r.person == person && r.granted == granted;
+        audit.records.iter().filter(of).count()
+    };
+    assert_eq!((lines("mona", true), lines("carla", false)), (1, 1), "{:?}", audit.records);
+    let first = his.acquire_lease(ask()).await.unwrap().into_inner();
     let all = wire::ReleaseLeaseRequest { device: device(), lease_id: bytes::Bytes::new() };
     assert!(why(hers.release_lease(all.clone()).await).is(Reason::AccessDenied));
     // Taken back: the old token is refused, whoever has the drive now.
@@ -213,7 +234,7 @@ async fn a_machine_uses_a_device_once_at_a_time_and_again() {
     anna.share("dvd", anna.drive_with(&noise(4096)), &[to("ben", Right::Write)]).await.unwrap();
     let device = || "acme/anna-pc/drives/DVD".to_owned();
     let wish = |watch| wire::UseDeviceRequest { device: device(), watch, ..Default::default() };
-    let release = || wire::ReleaseDeviceRequest { device: device(), take_back: false };
+    let release = || wire::ReleaseDeviceRequest { device: device(), ..Default::default() };
     let mut own = ben.own();
     let mut first = own.use_device(wish(false)).await.unwrap().into_inner();
     assert_eq!(first.message().await.unwrap().unwrap().state(), wire::LeaseState::Held);
@@ -419,7 +440,10 @@ async fn one_name_in_other_letters_is_one_device_and_groups_follow_their_members
     let group = |member: &str| printer_to(Output::Group(wire::PrinterGroup { members: vec![member.to_owned()] }));
     anna.share("all", group("LAS"), &[]).await.unwrap();
     assert!(anna.share("nested", group("all"), &[]).await.unwrap_err().is(Reason::ResourceInvalid));
-    assert!(anna.devices.unshare("printers/las", true).await.unwrap_err().is(Reason::ResourceBusy), "a group has it");
+    assert!(
+        anna.devices.unshare("printers/las", true, true).await.unwrap_err().is(Reason::ResourceBusy),
+        "a group has it"
+    );
     // Its member prints elsewhere now, and so does the group.
     anna.share("las", anna.folder_printer("two"), &[]).await.unwrap();
     let mut me = anna.client(anna.id());
@@ -429,6 +453,6 @@ async fn one_name_in_other_letters_is_one_device_and_groups_follow_their_members
     }
     assert_ne!(std::fs::read_dir(anna.machine.folder("two")).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(anna.machine.folder("one")).unwrap().count(), 0);
-    anna.devices.unshare("printers/all", true).await.unwrap();
-    anna.devices.unshare("printers/las", true).await.unwrap();
+    anna.devices.unshare("printers/all", true, true).await.unwrap();
+    anna.devices.unshare("printers/las", true, true).await.unwrap();
 }

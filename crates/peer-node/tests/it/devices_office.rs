@@ -50,6 +50,7 @@ impl DeviceNode {
             announce: false,
             spool_limit: ByteSize::mib(64),
             disc_cache: ByteSize::mib(64),
+            ..DeviceSettings::default()
         };
         let parts = DeviceParts {
             store: machine.store.clone(),

@@ -5,8 +5,8 @@ use crate::args::value::Whom;
 use crate::commands::peers::convert::{filled, word};
 use crate::output::format::{hex, rfc3339, timestamp_ms};
 use crate::output::schema::{
-    DeviceAuditRecord, DeviceNote, DiskDetail, DriveDetail, Grant, Lease, OwnDevice, PrintJob, PrinterDetail, Problem,
-    SharedDevice, Space, SpaceObject, right_word,
+    DeviceAuditRecord, DeviceLease, DeviceNote, DiskDetail, DriveDetail, Grant, Lease, Mirror, OwnDevice, PrintJob,
+    PrinterDetail, Problem, SharedDevice, Space, SpaceObject, right_word,
 };
 use proto::peer::v1 as wire;
 use wire::device::Detail;
@@ -33,11 +33,24 @@ impl From<wire::Device> for SharedDevice {
             state_reason: filled(d.state_reason),
             holder: filled(d.holder),
             waiting_count: d.waiting_count.into(),
+            leases: d.leases.into_iter().map(DeviceLease::from).collect(),
             simulated: d.simulated,
             online: d.online,
             printer,
             drive,
             disk,
+        }
+    }
+}
+
+impl From<wire::DeviceLease> for DeviceLease {
+    fn from(l: wire::DeviceLease) -> Self {
+        Self {
+            id: uuid_text(&l.lease_id),
+            mode: word(wire::LeaseMode::try_from(l.mode).ok().map(|m| m.as_str_name()), "LEASE_MODE_"),
+            state: word(wire::LeaseState::try_from(l.state).ok().map(|s| s.as_str_name()), "LEASE_STATE_"),
+            holder: l.holder,
+            purpose: l.purpose,
         }
     }
 }
@@ -206,6 +219,25 @@ impl From<wire::Space> for Space {
             device_id: s.device_id,
             nearly_full: s.nearly_full,
             leaving: s.leaving,
+            proven_time: rfc3339(s.proven_time.as_ref()),
+        }
+    }
+}
+
+impl From<wire::Mirror> for Mirror {
+    fn from(m: wire::Mirror) -> Self {
+        Self {
+            share: m.share,
+            disk: m.disk,
+            state: word(wire::MirrorState::try_from(m.state).ok().map(|s| s.as_str_name()), "MIRROR_STATE_"),
+            generation: m.generation,
+            proven_time: rfc3339(m.proven_time.as_ref()),
+            proven_count: m.proven_count,
+            part_count: m.part_count,
+            failed_time: rfc3339(m.failed_time.as_ref()),
+            repaired_count: m.repaired_count,
+            next_disk: m.next_disk,
+            problem: m.problem.map(Problem::from),
         }
     }
 }

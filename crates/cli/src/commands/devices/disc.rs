@@ -9,8 +9,11 @@ use crate::output::schema::{DiscCopy, DiscExport, DiscSource, SharedDevice};
 use crate::output::usage;
 use crate::progress::{Counts, Meter};
 use common::error::Result;
+use common::identity::{write_public, write_secret};
 use common::status::from_status;
 use proto::peer::v1 as wire;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,7 +25,10 @@ pub(in crate::commands) async fn disc(c: &Context, args: Disc) -> Result<Exit> {
             control(c, drive.as_str(), wire::DriveVerb::Insert, Some(&image), "has the image").await
         }
         DiscAction::Rip { drive, file, retries } => rip(c, drive.as_str(), &file, retries.unwrap_or(0)).await,
-        DiscAction::Export { drive, nbd, nbd_socket, http } => export(c, drive.as_str(), nbd, nbd_socket, http).await,
+        DiscAction::Export { drive, nbd, nbd_socket, http, listen, tls, plain } => {
+            let offer = Offer { nbd, socket: nbd_socket, http, listen, tls, plain };
+            export(c, drive.as_str(), offer).await
+        }
     }
 }
 
@@ -102,18 +108,37 @@ fn copy_text(d: &DiscCopy) -> String {
     format!("copied {:?} to {} ({} in {elapsed}{from})", safe(&d.title), safe(&d.path), bytes(d.done_bytes))
 }
 
-async fn export(c: &Context, drive: &str, nbd: bool, socket: Option<PathBuf>, http: bool) -> Result<Exit> {
-    let any = nbd || http || socket.is_some();
+/// The ways on which a disc is offered.
+struct Offer {
+    nbd: bool,
+    socket: Option<PathBuf>,
+    http: bool,
+    listen: Option<SocketAddr>,
+    tls: Option<PathBuf>,
+    plain: bool,
+}
+
+async fn export(c: &Context, drive: &str, offer: Offer) -> Result<Exit> {
+    let any = offer.nbd || offer.http || offer.socket.is_some() || offer.listen.is_some();
+    let tls_directory = offer.tls.as_deref().map(absolute_text).transpose()?;
     let request = wire::ExportDiscRequest {
         device: drive.to_owned(),
-        nbd_socket: socket.as_deref().map(absolute_text).transpose()?.unwrap_or_default(),
-        nbd: nbd || !any,
-        http: http || !any,
+        nbd_socket: offer.socket.as_deref().map(absolute_text).transpose()?.unwrap_or_default(),
+        nbd: offer.nbd || !any,
+        http: offer.http || !any,
+        nbd_listen: offer.listen.map(|at| at.to_string()).unwrap_or_default(),
+        tls: offer.tls.is_some(),
+        plain: offer.plain,
     };
     let mut stream = call(c.peer()?.local_devices().export_disc(request)).await?;
     let mut shown: Option<DiscExport> = None;
     while let Some(now) = stream.message().await.map_err(|s| from_status(&s))? {
-        let now = DiscExport { device: drive.to_owned(), uris: now.uris, disc_changed: now.disc_changed };
+        if let (Some(keys), Some(directory)) = (&now.keys, &tls_directory) {
+            write_keys(Path::new(directory), keys)?;
+        }
+        let uris = now.uris.into_iter().map(|uri| with_keys(uri, tls_directory.as_deref())).collect();
+        let (disc_changed, tls_directory) = (now.disc_changed, tls_directory.clone());
+        let now = DiscExport { device: drive.to_owned(), uris, disc_changed, tls_directory };
         // Later answers may leave out what stays as it was.
         let uris = match (&shown, now.uris.is_empty()) {
             (Some(before), true) => before.uris.clone(),
@@ -138,6 +163,23 @@ async fn export(c: &Context, drive: &str, nbd: bool, socket: Option<PathBuf>, ht
     Err(super::broke_off("the export", "give the same command again"))
 }
 
+/// Puts the keys where programs look for them (as libnbd and QEMU name the files), for this user only.
+fn write_keys(directory: &Path, keys: &wire::ExportKeys) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    write_public(&directory.join("ca-cert.pem"), keys.ca_certificate.as_bytes())?;
+    write_public(&directory.join("client-cert.pem"), keys.client_certificate.as_bytes())?;
+    write_secret(&directory.join("client-key.pem"), keys.client_key.as_bytes())
+}
+
+/// An address as programs take it: with the directory of its keys.
+fn with_keys(uri: String, directory: Option<&str>) -> String {
+    let Some(directory) = directory.filter(|_| uri.starts_with("nbds:")) else { return uri };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
+    let escaped: String =
+        directory.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
+    format!("{uri}/?tls-certificates={escaped}")
+}
+
 /// How programs are pointed to it.
 fn hints(c: &Context, uris: &[String]) {
     for uri in uris {
@@ -149,4 +191,17 @@ fn hints(c: &Context, uris: &[String]) {
         }
     }
     c.out.note("until Ctrl-C");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_over_tls_name_the_keys() {
+        let of = |uri: &str| with_keys(uri.to_owned(), Some("/home/anna b/k&y"));
+        assert_eq!(of("nbds://192.0.2.1:1"), "nbds://192.0.2.1:1/?tls-certificates=/home/anna%20b/k%26y");
+        assert_eq!(of("nbd://127.0.0.1:1"), "nbd://127.0.0.1:1");
+        assert_eq!(with_keys("nbds://[::1]:1".to_owned(), None), "nbds://[::1]:1");
+    }
 }

@@ -102,9 +102,10 @@ fn say_notes(c: &Context, lease: &Lease) {
 
 pub(in crate::commands) async fn release(c: &Context, args: Release) -> Result<Exit> {
     let device = args.address.to_string();
-    let request = wire::ReleaseDeviceRequest { device: device.clone(), take_back: args.take_back };
+    let lease_id = args.lease.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default();
+    let request = wire::ReleaseDeviceRequest { device: device.clone(), take_back: args.take_back, lease_id };
     call(c.peer()?.local_devices().release_device(request)).await?;
-    let what = if args.take_back { "was taken back" } else { "is given back" };
+    let what = if args.take_back || args.lease.is_some() { "was taken back" } else { "is given back" };
     let done = Done::new("release", &device, None, format!("{} {what}", safe(&device)));
     c.out.changed(&done, |d| d.message.clone())?;
     Ok(Exit::Ok)

@@ -142,6 +142,10 @@ pub(super) fn full(out: &Output, d: &SharedDevice) -> String {
     say("state", format!("{}{reason}{online}", safe(&d.state)));
     say("held by", d.holder.as_deref().map(safe).unwrap_or_default());
     say("waiting", if d.waiting_count == 0 { String::new() } else { d.waiting_count.to_string() });
+    for l in &d.leases {
+        let purpose = if l.purpose.is_empty() { String::new() } else { format!(": {}", safe(&l.purpose)) };
+        say("lease", format!("{}  {}, {}  {}{purpose}", l.id, l.mode, l.state, safe(&l.holder)));
+    }
     say("owner", safe(&d.person));
     say("you may", d.right.clone().unwrap_or_else(|| "not known".to_owned()));
     if let Some(p) = &d.printer {

@@ -1,10 +1,10 @@
-//! `space mirror` and `space restore`.
+//! `space mirror`, `space restore` and `space mirrors`.
 
 use super::{Context, call};
 use crate::commands::peers::absolute_text;
 use crate::exit::Exit;
-use crate::output::format::{bytes, count, duration, safe};
-use crate::output::schema::MirrorCopy;
+use crate::output::format::{bytes, count, duration, minute, pad, safe};
+use crate::output::schema::{Mirror, MirrorCopy};
 use crate::progress::{Counts, Meter};
 use common::error::Result;
 use common::status::from_status;
@@ -13,20 +13,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::Streaming;
 
-pub(super) async fn mirror(
-    c: &Context,
-    share: String,
-    disk: String,
-    size: Option<u64>,
-    retention: Option<Duration>,
-) -> Result<Exit> {
+/// How a second copy is wished for.
+pub(super) struct Wish {
+    pub size: Option<u64>,
+    pub retention: Option<Duration>,
+    pub next: Option<String>,
+}
+
+pub(super) async fn mirror(c: &Context, share: String, disk: String, wish: Wish) -> Result<Exit> {
     // The peer knows folders by their whole path, and names as they are.
     let as_path = share.contains('/') || Path::new(&share).is_dir();
     let request = wire::MirrorToRequest {
         share: if as_path { absolute_text(Path::new(&share))? } else { share.clone() },
         disk,
-        size_bytes: size.unwrap_or(0),
-        retention_seconds: retention.map_or(0, |t| t.as_secs()),
+        size_bytes: wish.size.unwrap_or(0),
+        retention_seconds: wish.retention.map_or(0, |t| t.as_secs()),
+        next_disk: wish.next.unwrap_or_default(),
     };
     let meter = Meter::new(&c.out, "mirror");
     let stream = call(c.peer()?.local_devices().mirror_to(request)).await?;
@@ -39,6 +41,45 @@ pub(super) async fn mirror(
         )
     })?;
     Ok(Exit::Ok)
+}
+
+pub(super) async fn list(c: &Context) -> Result<Exit> {
+    let answer = call(c.peer()?.local_devices().list_mirrors(wire::ListMirrorsRequest {})).await?;
+    let mut list = c.out.list::<Mirror>(&[])?;
+    let mut alone = false;
+    for mirror in answer.mirrors {
+        let mirror = Mirror::from(mirror);
+        alone |= matches!(mirror.state.as_str(), "lost" | "home");
+        list.item(&mirror, line)?;
+    }
+    if list.end("this machine keeps no second copies of its shares elsewhere")? == 0 {
+        c.out.hint("atrium space mirror SHARE DISK");
+    }
+    // Nobody finds out only when the first copy is gone as well.
+    Ok(if alone { Exit::Partly } else { Exit::Ok })
+}
+
+fn line(m: &Mirror) -> String {
+    let place = if m.disk.is_empty() { "this machine only" } else { &m.disk };
+    let proven = match &m.proven_time {
+        Some(time) => format!("proven {} ({} of {})", minute(Some(time)), m.proven_count, m.part_count),
+        None => "not proven yet".to_owned(),
+    };
+    let mut text = format!(
+        "{}  {}  {}  {proven}, generation {}",
+        pad(&safe(&m.share), 16),
+        pad(&m.state, 7),
+        pad(&safe(place), 28),
+        m.generation
+    );
+    if m.repaired_count > 0 {
+        let again = count(m.repaired_count, "part was", "parts were");
+        text.push_str(&format!("; {again} sent again, last {}", minute(m.failed_time.as_deref())));
+    }
+    if let Some(p) = &m.problem {
+        text.push_str(&format!("\n  {}\n    why: {}\n    fix: {}", safe(&p.message), safe(&p.why), safe(&p.fix)));
+    }
+    text
 }
 
 pub(super) async fn restore(

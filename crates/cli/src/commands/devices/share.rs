@@ -8,10 +8,13 @@ use crate::exit::Exit;
 use crate::output::format::{bytes, safe};
 use crate::output::schema::{Done, OwnDevice};
 use crate::output::{Output, usage};
+use crate::progress::{Counts, Meter};
 use common::error::{Kind, Result};
 use common::model::Right;
+use common::status::from_status;
 use proto::peer::v1 as wire;
 use proto::v1;
+use std::collections::BTreeSet;
 use std::path::Path;
 use wire::DeviceKind;
 use wire::share_device_request::Kind as ShareKind;
@@ -67,7 +70,9 @@ pub(in crate::commands) async fn share(
     if args.name.is_some() || args.two_way.is_some() || !args.ignore.is_empty() {
         return Err(usage("--name, --two-way and --ignore are for folders", "leave them out"));
     }
-    let changes = args.device.any() || !args.with.is_empty() || !args.revoke.is_empty();
+    // Shared again as it was, a disk that was leaving stays.
+    let leaving = known.as_ref().and_then(|k| k.device.as_ref()).is_some_and(|d| d.state == "leaving");
+    let changes = args.device.any() || !args.with.is_empty() || !args.revoke.is_empty() || leaving;
     if let (Some(known), false) = (&known, changes) {
         c.out.object(&OwnDevice::from(known.clone()), |d| text(&c.out, d))?;
         return Ok(Exit::Ok);
@@ -221,12 +226,48 @@ pub(in crate::commands) fn text(out: &Output, d: &OwnDevice) -> String {
     text
 }
 
-pub(in crate::commands) async fn unshare(c: &Context, device: &wire::Device, force: bool) -> Result<Exit> {
-    let request = wire::UnshareDeviceRequest { device: device.address.clone(), force };
-    call(c.peer()?.local_devices().unshare_device(request)).await?;
+pub(in crate::commands) async fn unshare(c: &Context, device: &wire::Device, force: bool, now: bool) -> Result<Exit> {
+    if now && device.kind != DeviceKind::Disk as i32 {
+        return Err(usage("--now is for disks", "leave it out"));
+    }
+    if device.kind == DeviceKind::Disk as i32 && !now {
+        leave(c, device, force).await?;
+    } else {
+        let request = wire::UnshareDeviceRequest { device: device.address.clone(), force, now };
+        call(c.peer()?.local_devices().unshare_device(request)).await?;
+    }
     let message = format!("{} is shared no longer", safe(&device.address));
     c.out.changed(&Done::new("unshare", &device.address, None, message), |d| d.message.clone())?;
     Ok(Exit::Ok)
+}
+
+/// Waits until all second copies have left a disk, and says how that goes.
+async fn leave(c: &Context, device: &wire::Device, force: bool) -> Result<()> {
+    let request = wire::LeaveDiskRequest { device: device.address.clone(), force };
+    let mut stream = call(c.peer()?.local_devices().leave_disk(request)).await?;
+    let mut told = BTreeSet::new();
+    let meter = Meter::new(&c.out, "leave");
+    while let Some(now) = stream.message().await.map_err(|s| from_status(&s))? {
+        if now.done {
+            meter.finish();
+            return Ok(());
+        }
+        let mirrors = now.mirrors;
+        let sum = |of: fn(&wire::LeavingMirror) -> u64| mirrors.iter().map(of).sum();
+        let (done_bytes, total_bytes) = (sum(|m| m.fetched_bytes.min(m.total_bytes)), sum(|m| m.total_bytes));
+        meter.set(Counts { done_bytes, total_bytes, done_files: 0, total_files: 0 });
+        for m in &mirrors {
+            let away = if m.online { "" } else { "; that machine is away, and is waited for" };
+            let node = if m.node_name.is_empty() { "a machine that is no member any more" } else { &m.node_name };
+            let line = format!("{} of {} leaves for {}{away}", safe(&m.label), safe(&m.person), safe(node));
+            if told.insert(line.clone()) {
+                meter.say(&line);
+            }
+        }
+    }
+    meter.finish();
+    let address = safe(&device.address);
+    Err(super::broke_off("the disk", &format!("give the same command again; `atrium share {address}` keeps the disk")))
 }
 
 #[cfg(test)]

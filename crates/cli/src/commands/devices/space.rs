@@ -28,9 +28,11 @@ pub(in crate::commands) async fn space(c: &Context, args: Args) -> Result<Exit> 
         SpaceAction::Rm { space, names } => objects::rm(c, &space, &names).await,
         SpaceAction::Renew { space, lifetime } => renew(c, &space, lifetime).await,
         SpaceAction::Return { space, yes } => give_back(c, &space, yes.yes).await,
-        SpaceAction::Mirror { share, disk, size, retention } => {
-            mirror::mirror(c, share, disk.to_string(), size, retention).await
+        SpaceAction::Mirror { share, disk, size, retention, next } => {
+            let next = next.map(|n| n.to_string());
+            mirror::mirror(c, share, disk.to_string(), mirror::Wish { size, retention, next }).await
         }
+        SpaceAction::Mirrors => mirror::list(c).await,
         SpaceAction::Restore { share, directory, generation, recovery_key_file, disk } => {
             mirror::restore(c, share, &directory, generation, recovery_key_file.zip(disk)).await
         }
@@ -104,6 +106,9 @@ fn line(s: &Space, lent: bool) -> String {
     }
     if lent {
         text.push_str(&format!("  {}", safe(&s.person)));
+    }
+    if let Some(time) = &s.proven_time {
+        text.push_str(&format!("  proven {}", minute(Some(time))));
     }
     text.push_str(if s.nearly_full { "  [nearly full]" } else { "" });
     text.push_str(if s.leaving { "  [its owner wants it back]" } else { "" });

@@ -163,7 +163,10 @@ pub(in crate::commands) async fn unshare(c: &Context, args: Unshare) -> Result<E
     let by_path = || path.canonicalize().or_else(|_| absolute(path).map_err(std::io::Error::other));
     let mut client = c.peer()?.client();
     if let Some(device) = devices::share::own(c, &args.share).await? {
-        return devices::share::unshare(c, &device, args.force).await;
+        return devices::share::unshare(c, &device, args.force, args.now).await;
+    }
+    if args.now {
+        return Err(usage("--now is for disks", "leave it out"));
     }
     let known = call(client.list_local_shares(wire::ListLocalSharesRequest {})).await?.shares;
     let share = match known.iter().find(|s| s.name == args.share) {

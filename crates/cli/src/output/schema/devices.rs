@@ -29,6 +29,8 @@ objects! {
         holder: Option<String>,
         /// How many wait for it.
         waiting_count: u64,
+        /// Who holds it and who waits for it, the next one first; empty unless you manage it.
+        leases: Vec<DeviceLease>,
         /// Whether it is a folder or an image file that plays a device.
         simulated: bool,
         /// Whether it could be asked just now; otherwise this is what was known last.
@@ -39,6 +41,19 @@ objects! {
         drive: Option<DriveDetail>,
         /// More about a disk; null for others.
         disk: Option<DiskDetail>,
+    }
+    /// A lease of a device, or a place in its queue.
+    DeviceLease "device_lease" {
+        /// For `atrium release --lease`.
+        id: String,
+        /// shared, exclusive or unknown.
+        mode: String,
+        /// held, waiting or unknown.
+        state: String,
+        /// Who, "person at machine".
+        holder: String,
+        /// What for; may be empty.
+        purpose: String,
     }
     /// More about a printer.
     PrinterDetail "printer_detail" {
@@ -229,10 +244,12 @@ objects! {
     DiscExport "disc_export" {
         /// The drive, as it was named.
         device: String,
-        /// Addresses for programs of this machine.
+        /// Addresses for programs: of this machine, and with --listen of others.
         uris: Vec<String>,
         /// Whether the disc was changed since; every read fails then.
         disc_changed: bool,
+        /// Where the keys for the other side are; null without --tls.
+        tls_directory: Option<String>,
     }
     /// Borrowed or lent space.
     Space "space" {
@@ -260,6 +277,8 @@ objects! {
         nearly_full: bool,
         /// Whether its owner wants it back.
         leaving: bool,
+        /// Of a mirror place of this machine's shares: when it was proven last, RFC 3339; null if never, and for others.
+        proven_time: Option<String>,
     }
     /// A file in borrowed space: result of `space put` and `space get`, items of `space ls`.
     SpaceObject "space_object" {
@@ -273,6 +292,31 @@ objects! {
         create_time: Option<String>,
         /// Bytes that are there of one that is not whole; null for a whole one.
         partial_bytes: Option<u64>,
+    }
+    /// Where a second copy of a share is: items of `space mirrors`.
+    Mirror "mirror" {
+        /// The share.
+        share: String,
+        /// The disk's address; empty if it is on this machine only.
+        disk: String,
+        /// whole, away, moving, home, damaged, lost or unknown.
+        state: String,
+        /// Of the newest copy of the whole.
+        generation: u64,
+        /// When some of its parts were proven last to be there whole, RFC 3339; null if never.
+        proven_time: Option<String>,
+        /// How many parts that were.
+        proven_count: u64,
+        /// Of so many.
+        part_count: u64,
+        /// When a proof failed last, RFC 3339; null if never.
+        failed_time: Option<String>,
+        /// Parts that were sent again because they could not be proven.
+        repaired_count: u64,
+        /// The disk to which it moves when its machine leaves; empty: back to this machine.
+        next_disk: String,
+        /// What is wrong; null if nothing is.
+        problem: Option<Problem>,
     }
     /// A second copy of a share: result of `space mirror` and `space restore`.
     MirrorCopy "mirror_copy" {

@@ -39,9 +39,19 @@ pub async fn drain(from: &dyn MirrorPlace, to: &dyn MirrorPlace) -> Result<Drain
         after = Some(*last);
         copy_page(from, to, page, &mut done).await?;
     }
-    let there = to.generations().await?;
-    for generation in from.generations().await? {
-        let root = from.get(ObjectId::root(generation)).await?;
+    let there = generations_of(to).await?;
+    // Those that are retired as well: they can be read until their time is over.
+    for generation in generations_of(from).await? {
+        let root = match from.get(ObjectId::root(generation)).await {
+            Ok(root) => root,
+            Err(e) if e.is(Reason::ChunkDamaged) => {
+                done.damaged.push(ObjectId::root(generation));
+                continue;
+            }
+            // Its time was over just now.
+            Err(e) if e.is(Reason::EntryUnknown) => continue,
+            Err(e) => return Err(e),
+        };
         if there.contains(&generation) {
             if to.get(ObjectId::root(generation)).await? != root {
                 return Err(Error::new(Reason::VersionStale, "the new place has another generation of that number"));
@@ -52,6 +62,20 @@ pub async fn drain(from: &dyn MirrorPlace, to: &dyn MirrorPlace) -> Result<Drain
         done.generations.push(generation);
     }
     Ok(done)
+}
+
+/// All generations whose roots are there, the oldest first.
+async fn generations_of(place: &dyn MirrorPlace) -> Result<Vec<u64>> {
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = place.list(after, PAGE).await?;
+        found.extend(page.iter().map_while(|(id, _)| root_generation(id)));
+        match page.last() {
+            // Roots come first.
+            Some((last, _)) if root_generation(last).is_some() => after = Some(*last),
+            _ => return Ok(found),
+        }
+    }
 }
 
 async fn copy_page(

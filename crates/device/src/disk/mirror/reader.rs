@@ -23,16 +23,18 @@ pub(super) async fn read_root(
     generation: Option<u64>,
     at_least: u64,
 ) -> Result<Root> {
-    let generations = place.generations().await?;
-    let generation = match generation {
-        Some(generation) => generation,
-        None => generations.last().copied().unwrap_or(0),
+    let none = || Error::new(Reason::EntryUnknown, "the mirror has no such generation");
+    let newest = match generation {
+        // One that is retired can be read until it goes.
+        Some(generation) => Some(generation),
+        None => place.generations().await?.last().copied(),
     };
+    let generation = newest.unwrap_or(0);
     if generation < at_least {
         return Err(damaged().why_is(format!("generation {at_least} was written, and the lender does not show it")));
     }
-    if !generations.contains(&generation) {
-        return Err(Error::new(Reason::EntryUnknown, "the mirror has no such generation"));
+    if newest.is_none() {
+        return Err(none());
     }
     let root = Root::decode(&key.open_root(generation, &place.get(ObjectId::root(generation)).await?)?)?;
     if root.generation != generation { Err(damaged()) } else { Ok(root) }

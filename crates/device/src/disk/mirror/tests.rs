@@ -2,7 +2,6 @@
 
 use super::place::{BATCH_MAX, root_generation};
 use super::*;
-use crate::disk::sim::SimDisk;
 use crate::disk::tests::{Turned, who};
 use crate::disk::{Borrow, Kind, Lender, PlaceId, Settings};
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use testkit::disk::SimDisk;
 
 const DAY: u64 = 24 * 3_600_000;
 const NOW: u64 = 1_800_000_000_000;
@@ -30,13 +30,13 @@ fn borrow(lender: &Lender, bytes: u64) -> LocalPlace {
     LocalPlace::new(lender.clone(), id, who("anna"))
 }
 
-fn write(folder: &Path, path: &str, data: &[u8]) {
+pub(super) fn write(folder: &Path, path: &str, data: &[u8]) {
     let path = folder.join(path);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, data).unwrap();
 }
 
-fn noise(seed: u64, size: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, size: usize) -> Vec<u8> {
     let mut out = vec![0; size];
     blake3::Hasher::new_derive_key("test noise").update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
     out
@@ -271,20 +271,68 @@ async fn a_lender_that_lost_something_cannot_prove_it_and_gets_it_again() {
     let folder = share();
     let writer = MirrorWriter::new(key.clone(), place.clone());
     writer.snapshot(source(&folder), "", NOW).await.unwrap();
-    assert_eq!(writer.challenge(source(&folder), 3).await.unwrap(), Vec::<String>::new());
+    let whole = writer.challenge(source(&folder), 3, 1).await.unwrap();
+    assert_eq!((whole.asked, whole.parts, whole.wrong.len()), (whole.parts, whole.parts, 0));
+    assert!(whole.parts > 40, "{whole:?}");
+    assert!(writer.challenge(source(&folder), 3, 2).await.unwrap_err().is(Reason::ChunkDamaged), "too old");
     let small = key.id(super::key::Part::Data, &common::model::ChunkId::of(b"hello"));
     let file = disk.files().into_keys().find(|f| f.ends_with(&small.to_string())).unwrap();
     disk.flip(&file, 200);
-    let hit = writer.challenge(source(&folder), 3).await.unwrap();
-    assert_eq!(hit, ["a.txt"]);
-    let reader = MirrorReader::open(key, place.clone(), None, 0).await.unwrap();
+    let hit = writer.challenge(source(&folder), 3, 1).await.unwrap();
+    assert_eq!(hit.wrong, ["a.txt"]);
+    let reader = MirrorReader::open(key.clone(), place.clone(), None, 0).await.unwrap();
     assert_eq!(reader.verify().await.unwrap().hit, ["a.txt", "plans/deep/er/same as a.txt"]);
-    assert_eq!(writer.repair(source(&folder)).await.unwrap(), 1);
-    assert_eq!(writer.challenge(source(&folder), 3).await.unwrap(), Vec::<String>::new());
+    assert_eq!(writer.repair(source(&folder), 1).await.unwrap(), 1);
+    assert_eq!(writer.challenge(source(&folder), 3, 1).await.unwrap().wrong, Vec::<String>::new());
     assert_eq!(reader.verify().await.unwrap().hit, Vec::<String>::new());
     // Whole bytes are never replaced by others.
     let other = place.put(vec![(small, Bytes::from_static(b"something else"))]).await.unwrap_err();
     assert!(other.is(Reason::MirrorAppendOnly));
+    // The list of files itself, and the root: the next snapshot is whole all the same.
+    let chunks = reader.files().iter().flat_map(|f| &f.chunks);
+    let data: Vec<String> = chunks.map(|c| key.id(super::key::Part::Data, &c.id).to_string()).collect();
+    let mut harmed = 0;
+    for file in disk.files().into_keys().filter(|f| f.starts_with("m-") && !data.iter().any(|d| f.ends_with(d))) {
+        disk.flip(&file, 150);
+        harmed += 1;
+    }
+    assert_eq!(harmed, 2, "the list and the root");
+    assert!(writer.challenge(source(&folder), 3, 1).await.unwrap_err().is(Reason::ChunkDamaged));
+    let again = writer.snapshot(source(&folder), "", NOW).await.unwrap();
+    assert_eq!((again.generation, again.sent), (2, 1), "the list, which has not changed, is sent again");
+    assert_eq!(writer.challenge(source(&folder), 3, 2).await.unwrap().wrong, Vec::<String>::new());
+    assert_eq!(MirrorReader::open(key, place, None, 2).await.unwrap().files().len(), 44);
+}
+
+#[tokio::test]
+async fn what_is_deleted_in_the_share_frees_its_space_after_the_retention_time() {
+    let (disk, clocks) = (SimDisk::default(), Turned::new());
+    let lender = lender(&disk, &clocks);
+    let place = Arc::new(borrow(&lender, 50 << 20));
+    let key = Arc::new(MirrorKey::generate());
+    let folder = share();
+    let writer = MirrorWriter::new(key.clone(), place.clone());
+    writer.snapshot(source(&folder), "", NOW).await.unwrap();
+    assert_eq!(writer.prune(1).await.unwrap(), 0, "all of it is needed");
+    let full = place.space().await.unwrap().used;
+    std::fs::remove_file(folder.path().join("plans/big.bin")).unwrap();
+    writer.snapshot(source(&folder), "", NOW).await.unwrap();
+    assert!(writer.prune(1).await.unwrap() > 0);
+    assert_eq!(writer.prune(1).await.unwrap(), 0, "once is enough");
+    clocks.advance(29 * DAY);
+    lender.tick().unwrap();
+    // Until then it can be had back, by its number.
+    assert_eq!(place.generations().await.unwrap(), [2]);
+    let old = MirrorReader::open(key.clone(), place.clone(), Some(1), 0).await.unwrap();
+    assert_eq!((old.files().len(), old.verify().await.unwrap().hit.len()), (44, 0));
+    clocks.advance(2 * DAY);
+    lender.tick().unwrap();
+    let freed = full - place.space().await.unwrap().used;
+    assert!(freed > 6_000_000, "{freed}");
+    assert!(lender.overview().unwrap().used < full - 6_000_000);
+    assert!(MirrorReader::open(key.clone(), place.clone(), Some(1), 0).await.err().unwrap().is(Reason::EntryUnknown));
+    let now = MirrorReader::open(key, place, None, 2).await.unwrap();
+    assert_eq!((now.files().len(), now.verify().await.unwrap().hit.len()), (43, 0));
 }
 
 #[tokio::test]
@@ -354,7 +402,9 @@ async fn a_lender_that_leaves_is_drained_without_the_key() {
     writer.snapshot(source(&folder), "", NOW).await.unwrap();
     write(folder.path(), "b", b"b");
     writer.snapshot(source(&folder), "", NOW).await.unwrap();
-    leaver.set_leaving(true);
+    assert_eq!(writer.prune(1).await.unwrap(), 2, "the first root and its list: they can be read all the same");
+    assert!(leaver.give_back(&who("anna"), id).unwrap_err().is(Reason::MirrorAppendOnly));
+    leaver.set_leaving(true).unwrap();
     assert!(old.put(vec![(ObjectId([9; 32]), Bytes::from_static(b"x"))]).await.unwrap_err().is(Reason::DeviceAway));
     let own = LocalPlace::to_drain(leaver.clone(), id);
     assert!(own.put(vec![(ObjectId([9; 32]), Bytes::from_static(b"x"))]).await.unwrap_err().is(Reason::AccessDenied));
@@ -371,6 +421,9 @@ async fn a_lender_that_leaves_is_drained_without_the_key() {
         let reader = MirrorReader::open(key.clone(), new.clone(), Some(generation), 0).await.unwrap();
         assert_eq!(reader.verify().await.unwrap().hit, Vec::<String>::new());
     }
+    // Its owner gives the old one back; nothing is left of it.
+    leaver.give_back(&who("anna"), id).unwrap();
+    assert_eq!((leaver.places(None), leaver.overview().unwrap().used), (vec![], 0));
     // The mirror goes on at its new place.
     let writer = MirrorWriter::new(key, new);
     assert_eq!(writer.snapshot(source(&folder), "", NOW).await.unwrap().generation, 3);

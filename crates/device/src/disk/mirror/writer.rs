@@ -3,6 +3,7 @@
 use super::key::{MirrorKey, Part, damaged};
 use super::manifest::{FileEntry, Manifest, Root};
 use super::place::{MirrorPlace, ObjectId};
+use super::proof::{PROVE, Proof, sample};
 use super::reader::{read_manifest, read_root};
 use bytes::Bytes;
 use common::chunk::Chunker;
@@ -15,8 +16,6 @@ use std::sync::Arc;
 const ASK: usize = 1024;
 /// Sealed bytes that are sent at a time.
 const SEND_BYTES: usize = 8 << 20;
-/// Objects that are to be proven at a time.
-const PROVE: usize = 256;
 
 /// Where the files of a share come from. Methods block and are called on blocking threads.
 pub trait Source: Send + Sync + 'static {
@@ -131,22 +130,71 @@ impl MirrorWriter {
             }
             offset += u64::from(chunk.len);
         }
-        let body = body.clone();
+        let of = body.clone();
         let content: Content = Arc::new(move |wanted| {
             let from = wanted.offset as usize;
-            Ok(body.slice(from..from + wanted.chunk.len as usize))
+            Ok(of.slice(from..from + wanted.chunk.len as usize))
         });
         self.send(wanted, &content, sent).await?;
+        self.prove_snapshot(pieces, body, sent).await?;
         match sent.bad.remove(&usize::MAX) {
             Some(why) => Err(Error::internal(format!("a snapshot could not be sealed: {why}"))),
             None => Ok(()),
         }
     }
 
+    /// Sends those pieces of a snapshot again that are there and cannot be proven: without them nothing can be read.
+    async fn prove_snapshot(&self, pieces: &[ChunkRef], body: &Bytes, sent: &mut Sent) -> Result<()> {
+        let mut offset = 0;
+        for group in pieces.chunks(PROVE) {
+            let (key, group, body) = (self.key.clone(), group.to_vec(), body.slice(offset..));
+            offset += group.iter().map(|c| c.len as usize).sum::<usize>();
+            let sealed = blocking(move || {
+                let mut at = 0;
+                let one = |chunk: &ChunkRef| {
+                    let from = at;
+                    at += chunk.len as usize;
+                    key.seal(Part::Snapshot, chunk, &body[from..at])
+                };
+                group.iter().map(one).collect::<Result<Vec<_>>>()
+            })
+            .await?;
+            sent.objects += self.put_unproven(sealed).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets objects be proven, and sends those that are not; how many that were.
+    async fn put_unproven(&self, sealed: Vec<(ObjectId, Bytes)>) -> Result<usize> {
+        let nonce: [u8; 32] = common::identity::random_bytes();
+        let answers = self.place.prove(nonce, sealed.iter().map(|(id, _)| *id).collect()).await?;
+        let wrong = |n: usize, data: &Bytes| {
+            answers.get(n).copied().flatten() != Some(*blake3::keyed_hash(&nonce, data).as_bytes())
+        };
+        let send: Vec<_> =
+            sealed.into_iter().enumerate().filter(|(n, (_, data))| wrong(*n, data)).map(|(_, o)| o).collect();
+        let count = send.len();
+        let mut rest = send.into_iter().peekable();
+        while rest.peek().is_some() {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            while let Some(next) = rest.next_if(|(_, data)| batch.is_empty() || bytes + data.len() <= SEND_BYTES) {
+                bytes += next.1.len();
+                batch.push(next);
+            }
+            self.place.put(batch).await?;
+        }
+        Ok(count)
+    }
+
     async fn commit(&self, body: &Bytes, chunks: Vec<ChunkRef>, label: &str, now_ms: u64) -> Result<u64> {
         let newest = self.place.generations().await?.last().copied();
         let previous = match newest {
-            Some(generation) => *blake3::hash(&self.place.get(ObjectId::root(generation)).await?).as_bytes(),
+            Some(generation) => match self.place.get(ObjectId::root(generation)).await {
+                Ok(root) => *blake3::hash(&root).as_bytes(),
+                // Nobody knows any more what it was.
+                Err(e) if e.is(Reason::ChunkDamaged) => [0; 32],
+                Err(e) => return Err(e),
+            },
             None => [0; 32],
         };
         let mut generation = newest.unwrap_or(0) + 1;
@@ -224,32 +272,44 @@ impl MirrorWriter {
         Ok(())
     }
 
-    /// Asks the place to prove that it has chunks of files that are here, up to 256, chosen by `pick` (a seed). Nothing is
-    /// transferred. Gives the paths whose chunks could not be proven. Only chunks of the newest generation are asked for;
-    /// files that have changed since are passed over.
+    /// Asks the place to prove that it has chunks of files that are here: those of a round ([`sample`]). Nothing is
+    /// transferred but the list of files. Only chunks of the newest generation are asked for, which must be `at_least` the
+    /// one that is remembered; files that have changed since are passed over.
     ///
     /// # Errors
-    /// Those of the place; `ENTRY_UNKNOWN` if there is no generation.
-    pub async fn challenge(&self, source: Arc<dyn Source>, pick: u64) -> Result<Vec<String>> {
-        let root = read_root(&self.key, &*self.place, None, 0).await?;
+    /// Those of the place; `ENTRY_UNKNOWN` if there is no generation, `CHUNK_DAMAGED` if it is not what was written.
+    pub async fn challenge(&self, source: Arc<dyn Source>, round: u64, at_least: u64) -> Result<Proof> {
+        let root = read_root(&self.key, &*self.place, None, at_least).await?;
         let manifest = read_manifest(&self.key, &*self.place, &root).await?;
         let nonce: [u8; 32] = common::identity::random_bytes();
         let key = self.key.clone();
-        let expected = blocking(move || Ok(expected_answers(&key, &*source, &manifest, &nonce, pick))).await?;
+        let (parts, expected) =
+            blocking(move || Ok(expected_answers(&key, &*source, &manifest, &nonce, round))).await?;
         let answers = self.place.prove(nonce, expected.iter().map(|e| e.0).collect()).await?;
         let wrong = expected.iter().enumerate().filter(|(n, e)| answers.get(*n).copied().flatten() != Some(e.1));
-        Ok(wrong.map(|(_, e)| e.2.clone()).collect::<BTreeSet<_>>().into_iter().collect())
+        let wrong = wrong.map(|(_, e)| e.2.clone()).collect::<BTreeSet<_>>();
+        Ok(Proof { asked: expected.len(), parts, wrong: wrong.into_iter().collect() })
     }
 
-    /// Lets the place prove each chunk of the source's files, and sends again what it has not or has damaged; how many objects
-    /// that were. Hashes everything on both sides, and transfers only what is needed.
+    /// Lets the place prove each chunk of the newest generation (which must be `at_least` this one) that is still in the
+    /// source's files, and sends again what it has not or has damaged; how many objects that were. If it cannot be read
+    /// what the generation is made of, that is all that the source has now. Hashes everything on both sides, and transfers
+    /// only what is needed.
     ///
     /// # Errors
     /// Those of the source's list and of the place; `MIRROR_APPEND_ONLY` if the place insists on other bytes.
-    pub async fn repair(&self, source: Arc<dyn Source>) -> Result<usize> {
-        let listed = {
-            let source = source.clone();
-            blocking(move || source.files()).await?
+    pub async fn repair(&self, source: Arc<dyn Source>, at_least: u64) -> Result<usize> {
+        let known = async {
+            let root = read_root(&self.key, &*self.place, None, at_least).await?;
+            read_manifest(&self.key, &*self.place, &root).await
+        };
+        let listed = match known.await {
+            Ok(manifest) => manifest.files,
+            Err(e) if e.is(Reason::ChunkDamaged) || e.is(Reason::EntryUnknown) => {
+                let source = source.clone();
+                blocking(move || source.files()).await?
+            }
+            Err(e) => return Err(e),
         };
         let files = Arc::new(Manifest::new(listed)?.files);
         let mut again = 0;
@@ -264,7 +324,6 @@ impl MirrorWriter {
                 }
             }
             let (key, source, files) = (self.key.clone(), source.clone(), files.clone());
-            let nonce: [u8; 32] = common::identity::random_bytes();
             let sealed = blocking(move || {
                 let one = |w: &Wanted| {
                     let data = source.read(files.get(w.file)?, w.offset, &w.chunk).ok()?;
@@ -273,16 +332,7 @@ impl MirrorWriter {
                 batch.iter().filter_map(one).collect::<Result<Vec<_>>>()
             })
             .await?;
-            let answers = self.place.prove(nonce, sealed.iter().map(|(id, _)| *id).collect()).await?;
-            let wrong = |n: usize, data: &Bytes| {
-                answers.get(n).copied().flatten() != Some(*blake3::keyed_hash(&nonce, data).as_bytes())
-            };
-            let send: Vec<_> =
-                sealed.into_iter().enumerate().filter(|(n, (_, data))| wrong(*n, data)).map(|(_, o)| o).collect();
-            if !send.is_empty() {
-                again += send.len();
-                self.place.put(send).await?;
-            }
+            again += self.put_unproven(sealed).await?;
         }
         Ok(again)
     }
@@ -359,18 +409,17 @@ fn expected_answers(
     source: &dyn Source,
     manifest: &Manifest,
     nonce: &[u8; 32],
-    pick: u64,
-) -> Vec<Expected> {
+    round: u64,
+) -> (usize, Vec<Expected>) {
     let wanted = wanted_of(&manifest.files);
-    let step = (wanted.len() / PROVE).max(1);
-    let start = (pick % step as u64) as usize;
     let one = |w: &Wanted| {
         let file = manifest.files.get(w.file)?;
         let data = source.read(file, w.offset, &w.chunk).ok().filter(|data| ChunkId::of(data) == w.chunk.id)?;
         let (id, sealed) = key.seal(w.part, &w.chunk, &data).ok()?;
         Some((id, *blake3::keyed_hash(nonce, &sealed).as_bytes(), file.path.clone()))
     };
-    wanted.iter().skip(start).step_by(step).take(PROVE).filter_map(one).collect()
+    let expected = sample(wanted.len(), round).filter_map(|n| one(wanted.get(n)?)).collect();
+    (wanted.len(), expected)
 }
 
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -9,9 +9,8 @@ use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
-
 use common::chunk::disk::{Disk, DiskFile};
+use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -46,7 +45,10 @@ struct World {
     dead: bool,
     capacity: Option<u64>,
     fail_syncs: bool,
+    fail_truncate: bool,
     locked: bool,
+    open_files: usize,
+    open_files_max: usize,
 }
 
 fn apply(bytes: &mut Vec<u8>, change: &Change) {
@@ -98,9 +100,15 @@ impl World {
     }
 }
 
-/// The disk; clones are the same disk.
+/// The disk; clones are the same disk. Its methods panic where a test names what is not there.
 #[derive(Clone, Default)]
 pub struct SimDisk(Arc<Mutex<World>>);
+
+impl std::fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SimDisk").field(&self.steps()).finish()
+    }
+}
 
 impl SimDisk {
     fn world(&self) -> MutexGuard<'_, World> {
@@ -117,6 +125,7 @@ impl SimDisk {
         self.world().die_at = Some(step);
     }
 
+    /// Whether that step has come.
     pub fn is_dead(&self) -> bool {
         self.world().dead
     }
@@ -126,14 +135,25 @@ impl SimDisk {
         self.world().capacity = bytes;
     }
 
+    /// Nothing can be synced from now on.
     pub fn fail_syncs(&self, fail: bool) {
         self.world().fail_syncs = fail;
+    }
+
+    /// No file can be made shorter from now on.
+    pub fn fail_truncate(&self, fail: bool) {
+        self.world().fail_truncate = fail;
+    }
+
+    /// Most files that were open at a time.
+    pub fn open_files_max(&self) -> usize {
+        self.world().open_files_max
     }
 
     /// The disk as a new process finds it after this one was killed: nothing is lost.
     pub fn after_kill(&self) -> SimDisk {
         let mut world = self.world().clone();
-        (world.dead, world.die_at, world.locked) = (false, None, false);
+        (world.dead, world.die_at, world.locked, world.open_files) = (false, None, false, 0);
         SimDisk(Arc::new(Mutex::new(world)))
     }
 
@@ -174,6 +194,22 @@ impl SimDisk {
         world.names.iter().map(|(n, i)| (n.clone(), world.inodes[*i].now.clone())).collect()
     }
 
+    /// Puts a file there, on disk.
+    pub fn put(&self, name: &str, bytes: &[u8]) {
+        let mut world = self.world();
+        world.inodes.push(Inode { now: bytes.to_vec(), durable: bytes.to_vec(), pending: Vec::new() });
+        let inode = world.inodes.len() - 1;
+        world.names.insert(name.to_owned(), inode);
+        world.durable_names.insert(name.to_owned(), inode);
+    }
+
+    /// Takes a file away.
+    pub fn take(&self, name: &str) {
+        let mut world = self.world();
+        world.names.remove(name);
+        world.durable_names.remove(name);
+    }
+
     /// Flips one bit of a file.
     pub fn flip(&self, name: &str, at: usize) {
         let mut world = self.world();
@@ -185,6 +221,9 @@ impl SimDisk {
     }
 
     fn handle(&self, inode: usize) -> Arc<dyn DiskFile> {
+        let mut world = self.world();
+        world.open_files += 1;
+        world.open_files_max = world.open_files_max.max(world.open_files);
         Arc::new(SimFile { disk: self.clone(), inode })
     }
 }
@@ -288,6 +327,13 @@ struct SimFile {
     inode: usize,
 }
 
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        let mut world = self.disk.world();
+        world.open_files = world.open_files.saturating_sub(1);
+    }
+}
+
 impl DiskFile for SimFile {
     fn len(&self) -> io::Result<u64> {
         let world = self.disk.world();
@@ -299,7 +345,7 @@ impl DiskFile for SimFile {
         let world = self.disk.world();
         world.alive()?;
         let bytes = &world.inodes[self.inode].now;
-        let from = usize::try_from(offset).unwrap();
+        let from = usize::try_from(offset).map_err(io::Error::other)?;
         Ok(bytes.get(from..from + len).ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
     }
 
@@ -333,6 +379,9 @@ impl DiskFile for SimFile {
     fn truncate(&self, len: u64) -> io::Result<()> {
         let mut world = self.disk.world();
         world.step()?;
+        if world.fail_truncate {
+            return Err(io::Error::other("the disk reports an error"));
+        }
         let change = Change::Truncate(len);
         let inode = &mut world.inodes[self.inode];
         apply(&mut inode.now, &change);

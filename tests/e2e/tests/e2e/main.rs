@@ -8,4 +8,5 @@ mod hybrid;
 mod mirror;
 mod office;
 mod peers;
+mod prints;
 mod tour;

@@ -40,6 +40,7 @@ mod own;
 mod print;
 mod pull;
 mod remote;
+mod trust;
 mod uses;
 
 pub use address::Target;
@@ -352,7 +353,8 @@ impl Devices {
     }
 
     fn problems_of(&self, entry: &Entry) -> Vec<wire::NodeProblem> {
-        self.0.problems.lock().get(&entry.local_name()).cloned().into_iter().collect()
+        let noted = self.0.problems.lock().get(&entry.local_name()).cloned();
+        noted.into_iter().chain(self.untrusted(entry)).collect()
     }
 
     /// This device.

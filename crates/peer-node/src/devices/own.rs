@@ -73,6 +73,7 @@ impl Devices {
             entry.name.clone_from(&before.name);
             entry.share.name.clone_from(&before.name);
         }
+        super::trust::settle(&mut entry, before.as_deref()).await?;
         let entry = Arc::new(entry);
         let mut done = self.open_device(&entry, before.as_deref()).await;
         let opened = done.is_ok();

@@ -8,7 +8,7 @@ use super::grpc::Asked;
 use super::{Devices, access};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
-use common::model::{DeviceId, EntryName, Right, fold};
+use common::model::{DeviceId, EntryName, Pin, Right, fold};
 use device::audit::Line;
 use device::model::Kind;
 use device::printer::model::{
@@ -119,7 +119,7 @@ impl Devices {
                 Destination::Folder { path, pages_per_minute: None }
             }
             Some(Output::CupsQueue(queue)) => Destination::Cups { queue: queue.clone(), server: None },
-            Some(Output::Uri(uri)) => Destination::Ipp { uri: uri.clone() },
+            Some(Output::Uri(uri)) => Destination::Ipp { uri: uri.clone(), trust: super::trust::of_share(share)? },
             Some(Output::Group(group)) => return self.group_outputs(entry, &group.members),
             None => return Err(invalid("it is not said where the pages go")),
         };
@@ -214,6 +214,7 @@ impl Devices {
             return Err(Error::new(Reason::ResourceBusy, format!("{} jobs wait for the printer", view.jobs))
                 .fix_is("wait until they are printed, or unshare it with --force, which cancels them"));
         }
+        self.note_pulled(name).await?;
         self.0.printers.remove(name).await
     }
 
@@ -326,7 +327,7 @@ impl Devices {
         if header.priority > 100 {
             return Err(field("priority", "a priority is 1 to 100"));
         }
-        if !header.pin.is_empty() && !(4..=32).contains(&header.pin.chars().count()) {
+        if !header.pin.is_empty() && !Pin::is_good(&header.pin) {
             return Err(field("pin", "a PIN has 4 to 32 characters"));
         }
         let uuid = match header.request_id.len() {
@@ -424,6 +425,14 @@ impl Devices {
         r: wire::ControlPrinterRequest,
     ) -> Result<wire::Device> {
         let (name, who, _) = self.printer(caller, &r.device, Right::Manage, "manage")?;
+        // All is checked before anything is done.
+        let period = match r.quota_period_seconds {
+            None => None,
+            Some(86_400) => Some(Period::Day),
+            Some(604_800) => Some(Period::Week),
+            Some(0 | 2_592_000) => Some(Period::Month),
+            Some(_) => return Err(field("quota_period_seconds", "a period is a day, a week or 30 days (a month)")),
+        };
         if let Some(paused) = r.paused {
             self.0.printers.pause(&name, paused).await?;
         }
@@ -435,14 +444,7 @@ impl Devices {
             *members =
                 Allowance { sheets: set(members.sheets, r.quota_sheets), bytes: set(members.bytes, r.quota_bytes) };
             config.quotas.unauthenticated = *members;
-            if let Some(seconds) = r.quota_period_seconds {
-                config.quotas.period = match seconds {
-                    86_400 => Period::Day,
-                    604_800 => Period::Week,
-                    0 | 2_592_000 => Period::Month,
-                    _ => return Err(field("quota_period_seconds", "a period is a day, a week or 30 days (a month)")),
-                };
-            }
+            config.quotas.period = period.unwrap_or(config.quotas.period);
             self.0.printers.put(config).await?;
         }
         self.0.audit.note(Line::granted(&who.caller, &r.device, "manage"));

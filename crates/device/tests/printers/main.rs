@@ -106,22 +106,6 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     entries.map(|e| e.unwrap().path()).filter(|p| !p.file_name().unwrap().to_str().unwrap().starts_with('.')).collect()
 }
 
-async fn until(printers: &Printers, so: impl Fn(&Printers) -> bool) {
-    let mut changes = printers.watch();
-    tokio::time::timeout(Duration::from_secs(60), async {
-        while !so(printers) {
-            changes.changed().await.unwrap();
-        }
-    })
-    .await
-    .expect("it does not come to that");
-}
-
-async fn over(printers: &Printers, id: JobId) -> Job {
-    until(printers, |p| p.job(id).unwrap().state.is_over()).await;
-    printers.job(id).unwrap()
-}
-
 fn anna() -> Who {
     Who::member(Caller { person: "anna".into(), machine: "pc".into(), device: "aa".into() })
 }
@@ -142,7 +126,7 @@ async fn a_printer_prints_to_another_one_and_learns_what_it_printed() {
     })
     .await;
     let job = submit(&near_node.printers, Ticket { copies: 2, ..Ticket::default() }, &pdf::sample(3, "far")).await;
-    let job = over(&near_node.printers, job.id).await;
+    let job = near_node.printers.over(job.id).await.unwrap();
     assert_eq!((job.state, job.impressions_done), (JobState::Completed, 6));
     assert_eq!(files(&far.path().join("out")).len(), 1);
     let there = far_node.printers.jobs(None, |_| true, 10).unwrap();
@@ -171,7 +155,7 @@ async fn a_crash_before_the_far_printers_answer_doubles_nothing() {
         printers.close().await;
         drop(printers);
         let (printers, _) = open(near.path()).await;
-        assert_eq!(over(&printers, job.id).await.state, JobState::Completed, "{point}");
+        assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed, "{point}");
         assert_eq!(files(&far.path().join("out")).len(), 1, "{point}");
         assert_eq!(far_node.printers.jobs(None, |_| true, 10).unwrap().len(), 1, "{point}");
         assert!(!far_node.switch.is_dead());
@@ -189,7 +173,7 @@ async fn a_far_printer_that_is_off_or_refuses_is_waited_for() {
     let uri = format!("ipp://{address}/ipp/print");
     printers.put(PrinterConfig::new("laser", ipp(&uri))).await.unwrap();
     let job = submit(&printers, Ticket::default(), &pdf::sample(1, "later")).await;
-    until(&printers, |p| p.get("laser").unwrap().state == PrinterState::Stopped).await;
+    printers.until(|p| p.get("laser").unwrap().state == PrinterState::Stopped).await.unwrap();
     assert_eq!(printers.get("laser").unwrap().reasons, ["connecting-to-device"]);
     // It is switched on.
     let (far_printers, _) = open(far.path()).await;
@@ -198,14 +182,14 @@ async fn a_far_printer_that_is_off_or_refuses_is_waited_for() {
     let listener = TcpListener::bind(address).await.unwrap();
     let service = Service::new(far_printers.clone(), Arc::new(Open), ServiceOptions::default());
     tokio::spawn(async move { service.serve(listener, None, Some("laser".into()), CancellationToken::new()).await });
-    assert_eq!(over(&printers, job.id).await.state, JobState::Completed);
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
     // It runs out of paper in its queue; what waits there is seen here, and canceled there when it is canceled here.
     far_printers.set_fault("laser", "laser", Fault::Empty).unwrap();
     let job = submit(&printers, Ticket::default(), &pdf::sample(1, "never")).await;
-    until(&far_printers, |p| p.get("laser").unwrap().jobs == 1).await;
+    far_printers.until(|p| p.get("laser").unwrap().jobs == 1).await.unwrap();
     let verb = atrium_device::printer::Verb::Cancel;
     printers.control(job.id, &anna(), false, verb).await.unwrap();
-    assert_eq!(over(&printers, job.id).await.state, JobState::Canceled);
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Canceled);
     assert_eq!(far_printers.get("laser").unwrap().jobs, 0);
 }
 
@@ -283,7 +267,7 @@ async fn chunked_requests_that_wait_for_100_continue_are_served() {
     let answer = answer(&mut stream).await;
     assert_eq!(answer.status(), Some(Status::Ok));
     let id = answer.group(group::JOB).unwrap().int("job-id").unwrap();
-    over(&node.printers, JobId(id as u32)).await;
+    node.printers.over(JobId(id as u32)).await.unwrap();
     assert_eq!(std::fs::read(&files(&dir.path().join("out"))[0]).unwrap(), content);
 }
 
@@ -311,7 +295,7 @@ async fn jobs_of_several_documents_and_pins_work_over_ipp() {
     assert_eq!(node.ask(&release).await.status(), Some(Status::NotAuthorized));
     release.group_mut(group::OPERATION).put("job-password", Value::OctetString("4711".into()));
     assert_eq!(node.ask(&release).await.status(), Some(Status::Ok));
-    over(&node.printers, JobId(id as u32)).await;
+    node.printers.over(JobId(id as u32)).await.unwrap();
     assert_eq!(files(&dir.path().join("out")).len(), 2);
 }
 
@@ -327,7 +311,7 @@ async fn events_are_pulled_in_order() {
     let id = made.group(group::SUBSCRIPTION).unwrap().int("notify-subscription-id").unwrap();
     for _ in 0..3 {
         let made = node.print("anna", &pdf::sample(1, "x")).await;
-        over(&node.printers, JobId(made.group(group::JOB).unwrap().int("job-id").unwrap() as u32)).await;
+        node.printers.over(JobId(made.group(group::JOB).unwrap().int("job-id").unwrap() as u32)).await.unwrap();
     }
     let mut pull = node.request(Operation::GetNotifications, "anna");
     pull.group_mut(group::OPERATION).put("notify-subscription-ids", Value::Integer(id));
@@ -393,7 +377,7 @@ async fn a_printer_with_a_certificate_of_its_own_is_pinned_and_another_certifica
     for trust in [&pinned, &Trust::Given(secure.certificate.cert.pem())] {
         printers.put(to(trust)).await.unwrap();
         let job = submit(&printers, Ticket::default(), &pdf::sample(1, "secret")).await;
-        assert_eq!(over(&printers, job.id).await.state, JobState::Completed);
+        assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
     }
     assert_eq!(files(&far.path().join("out")).len(), 2);
 
@@ -405,10 +389,10 @@ async fn a_printer_with_a_certificate_of_its_own_is_pinned_and_another_certifica
     let other = rcgen::generate_simple_self_signed(vec!["printer".to_owned()]).unwrap();
     for trust in [Trust::System, Trust::Given(other.cert.pem())] {
         printers.put(to(&trust)).await.unwrap();
-        until(&printers, stands).await;
+        printers.until(stands).await.unwrap();
     }
     printers.put(to(&pinned)).await.unwrap();
-    until(&printers, |p| p.get("laser").unwrap().state == PrinterState::Idle).await;
+    printers.until(|p| p.get("laser").unwrap().state == PrinterState::Idle).await.unwrap();
 
     // Another printer, or somebody in between, at the same address: the job waits, and is not sent there.
     stop.cancel();
@@ -417,7 +401,7 @@ async fn a_printer_with_a_certificate_of_its_own_is_pinned_and_another_certifica
     let again = CancellationToken::new();
     let new = serve_tls(&far_printers, &at, again.clone()).await;
     let job = submit(&printers, Ticket::default(), &pdf::sample(1, "secret")).await;
-    until(&printers, stands).await;
+    printers.until(stands).await.unwrap();
     assert!(!printers.job(job.id).unwrap().state.is_over());
     assert_eq!(files(&far.path().join("out")).len(), 2);
     let told = Client::new(target.clone(), Some(pinned.config().unwrap())).handshake().await.unwrap_err();
@@ -427,14 +411,14 @@ async fn a_printer_with_a_certificate_of_its_own_is_pinned_and_another_certifica
     assert!(told.why().contains(&shown) && told.fix().contains("--trust new"), "{} {}", told.why(), told.fix());
     // It is looked at anew: the job that waited is printed.
     printers.put(to(&Trust::pin(&peek(&target).await.unwrap()))).await.unwrap();
-    assert_eq!(over(&printers, job.id).await.state, JobState::Completed);
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
     assert_eq!(files(&far.path().join("out")).len(), 3);
     // What is kept is read again.
     printers.close().await;
     drop(printers);
     let (printers, _) = open(near.path()).await;
     let job = submit(&printers, Ticket::default(), &pdf::sample(1, "after a restart")).await;
-    assert_eq!(over(&printers, job.id).await.state, JobState::Completed);
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
     again.cancel();
 }
 

@@ -269,11 +269,21 @@ impl Devices {
         Ok((entry.name.clone(), Who::member(who), manages))
     }
 
+    /// The address of a printer of this machine.
+    fn printer_address(&self, name: &str) -> String {
+        let entry = self.0.book.get(Kind::Printer, name);
+        entry.map_or_else(|| format!("printers/{name}"), |e| self.address_of(&e))
+    }
+
     pub(super) fn wire_job(&self, job: &Job) -> wire::PrintJob {
-        let address = self.0.book.get(Kind::Printer, &job.printer).map(|e| self.address_of(&e));
+        self.wire_job_at(self.printer_address(&job.printer), job)
+    }
+
+    /// The same of many jobs of a printer: its address is looked up once.
+    fn wire_job_at(&self, printer: String, job: &Job) -> wire::PrintJob {
         wire::PrintJob {
             job_id: job.id.0.into(),
-            printer: address.unwrap_or_else(|| format!("printers/{}", job.printer)),
+            printer,
             job_name: job.name.clone(),
             person: job.owner.caller.person.clone(),
             machine: job.owner.caller.machine.clone(),
@@ -378,7 +388,9 @@ impl Devices {
         let most = if r.limit == 0 { JOBS } else { (r.limit as usize).min(JOBS_MAX) };
         let wanted = |j: &Job| (manages || j.owner.same(&who)) && (r.ended || !j.state.is_over());
         let jobs = self.0.printers.jobs(Some(&name), wanted, most)?;
-        Ok(wire::ListPrintJobsResponse { jobs: jobs.iter().map(|j| self.wire_job(j)).collect() })
+        let address = self.printer_address(&name);
+        let jobs = jobs.iter().map(|j| self.wire_job_at(address.clone(), j)).collect();
+        Ok(wire::ListPrintJobsResponse { jobs })
     }
 
     /// `ControlPrintJob`. A job of somebody else is answered like one that is not there.

@@ -155,6 +155,8 @@ struct Inner {
     ipp: Doors,
     /// What is wrong with a device of this machine, by local name.
     problems: Mutex<HashMap<String, wire::NodeProblem>>,
+    /// What the central server says against printers of this machine, by name.
+    refused: Mutex<HashMap<String, String>>,
     /// One change of what is shared at a time.
     managing: tokio::sync::Mutex<()>,
     streams: Arc<Semaphore>,
@@ -229,6 +231,7 @@ impl Devices {
             lenders: Mutex::default(),
             ipp: Doors::new(settings),
             problems: Mutex::default(),
+            refused: Mutex::default(),
             managing: tokio::sync::Mutex::new(()),
             streams: Arc::new(Semaphore::new(STREAMS)),
             streams_of: Mutex::default(),
@@ -364,7 +367,7 @@ impl Devices {
 
     fn problems_of(&self, entry: &Entry) -> Vec<wire::NodeProblem> {
         let noted = self.0.problems.lock().get(&entry.local_name()).cloned();
-        noted.into_iter().chain(self.untrusted(entry)).collect()
+        noted.into_iter().chain(self.untrusted(entry)).chain(self.refused_by_server(entry)).collect()
     }
 
     /// This device.

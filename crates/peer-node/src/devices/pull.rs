@@ -26,7 +26,7 @@ use device::model::{Caller, Kind};
 use device::printer::model::{Class, JobState, Who};
 use device::printer::queue::Changes;
 use device::printer::{DocumentRequest, Job, JobRequest, PrinterState, Printers, Sides, Ticket, Verb};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -344,6 +344,26 @@ impl Devices {
         .await
     }
 
+    /// Keeps what the server says against printers, for their owner; for ever.
+    async fn note_refused(&self, mut told: watch::Receiver<PullStatus>) {
+        loop {
+            let now = refusals(&told.borrow_and_update().refused);
+            *self.0.refused.lock() = now;
+            if told.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// What the server says against a printer of this machine.
+    pub(super) fn refused_by_server(&self, entry: &super::book::Entry) -> Option<proto::peer::v1::NodeProblem> {
+        let said = (entry.kind == Kind::Printer).then(|| self.0.refused.lock().get(&entry.name).cloned()).flatten()?;
+        let error = Error::new(Reason::ResourceInvalid, said)
+            .why_is("printers of the office have names of their own there: letters, digits, '.', '_' and '-', beginning with a letter")
+            .fix_is("unshare it and share it under another name; people cannot print on it through the server until then");
+        Some(super::remote::own_problem(&entry.local_name(), &error))
+    }
+
     /// Pulls jobs from the office's server, whenever there is one that this machine has joined, for ever.
     pub async fn pull_prints(self, hybrid: Hybrid) {
         let directory = self.pulled();
@@ -363,7 +383,7 @@ impl Devices {
         loop {
             if let Some(connection) = hybrid.device_connection() {
                 let stop = CancellationToken::new();
-                let (status, _) = watch::channel(PullStatus::default());
+                let (status, told) = watch::channel(PullStatus::default());
                 let guard = stop.clone().drop_guard();
                 let membership = hybrid.membership();
                 let pulling = pull(connection, spool.clone(), PullSettings::default(), status, stop.clone());
@@ -371,12 +391,23 @@ impl Devices {
                     () = pulling => {}
                     // Another server or certificate: begun anew with that one.
                     () = until_other(&hybrid, membership) => {}
+                    () = self.note_refused(told) => {}
                 }
                 drop(guard);
+                self.0.refused.lock().clear();
             }
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// What is wrong with printers that the server does not take, by their names here.
+fn refusals(refused: &[(String, String)]) -> HashMap<String, String> {
+    let plain = |name: &str| name.rsplit_once('.').map_or(name, |(plain, _)| plain).to_owned();
+    refused
+        .iter()
+        .map(|(name, message)| (plain(name), format!("the server does not take it as {name}: {message}")))
+        .collect()
 }
 
 async fn until_other(hybrid: &Hybrid, before: Option<Arc<crate::hybrid::Membership>>) {
@@ -432,6 +463,14 @@ mod tests {
         printers.control(job.id, &job.owner, true, Verb::Cancel).await.unwrap();
         assert!(known(&printers, &pulled).await.unwrap().is_empty());
         printers.close().await;
+    }
+
+    #[test]
+    fn a_printer_that_the_server_does_not_take_is_known_by_its_name_here() {
+        let said = [("3d.anna-pc".to_owned(), "it begins with a digit".to_owned())];
+        let kept = refusals(&said);
+        assert_eq!(kept["3d"], "the server does not take it as 3d.anna-pc: it begins with a digit");
+        assert!(refusals(&[]).is_empty());
     }
 
     #[test]

@@ -315,6 +315,13 @@ fn the_queue_says_when_its_printer_is_stopped_away_or_not_shared_any_more() -> R
     shop.job_is(&canceled, "canceled")?;
     shop.printed_once(&all)?;
 
+    // One whose name the server does not take is shared among the peers, and its owner is told.
+    let output = format!("folder:{}", text(&shop.dir.path().join("other")));
+    shop.anna().atrium(&["share", "printers/3d", "--output", &output, "--with", "everyone"])?;
+    let own = ["devices", "printers/3d", "--own", "--json"];
+    shop.anna().wait_until(&own, |said| said.contains("does not take it as 3d.anna"))?;
+    shop.anna().atrium(&["unshare", "printers/3d"])?;
+
     // The server hears of it also if it was away meanwhile, with a job that waits there.
     shop.share()?;
     let stopped = shop.anna().stop();

@@ -1,14 +1,15 @@
 #!/bin/bash
 # The same judges through real peers: the five suites of ipptool against a printer of a peer-node, and a disc that another
-# peer-node reads over the network and gives to nbdinfo, nbdcopy, qemu-img and nbdkit's checkwrite filter.
+# peer-node reads over the network and gives to nbdinfo, nbdcopy, qemu-img and nbdkit's checkwrite filter. As root also the
+# other way round: a printer of a peer-node whose pages go to CUPS by ipps, with the certificate that CUPS makes for itself.
 #
 #   tests/devices/peer.sh DIRECTORY     where peer-node and atrium are, such as target/debug
 set -u
 bin=$(realpath "${1:?where are peer-node and atrium?}")
 suites=/usr/share/cups/ipptool
 missing=
-for pair in ipptool:cups-ipp-utils nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdkit:nbdkit qemu-img:qemu-utils xorriso:xorriso; do
-  command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+for pair in ipptool:cups-ipp-utils nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdkit:nbdkit qemu-img:qemu-utils xorriso:xorriso cupsd:cups python3:python3; do
+  PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ]; then
   # shellcheck disable=SC2086
@@ -132,6 +133,105 @@ changed() { ! timeout 20 nbdcopy "$tcp" null: 2>/dev/null; }
 check "the old disc cannot be read any more" until_so changed
 ripped() { at bert disc rip acme/anna/drives/dvd "$work/second-copy.iso" && cmp "$work/second-copy.iso" "$work/second.iso"; }
 check "the new one can" ripped
+
+# CUPS, in a mount namespace of its own, with a queue that goes to a socket.
+cat >"$work/cups.sh" <<'CUPS'
+mount -t tmpfs tmpfs /run && mkdir -p /run/cups "$WORK/spool/tmp"
+cp -a /etc/cups "$WORK/etc" && mount --bind "$WORK/etc" /etc/cups
+chown -R root:lp "$WORK/spool" && mount --bind "$WORK/spool" /var/spool/cups
+cat >/etc/cups/cupsd.conf <<CONF
+SSLListen 127.0.0.1:$TLS_PORT
+Listen /run/cups/cups.sock
+LogLevel error
+Browsing No
+<Location />
+Order allow,deny
+Allow all
+</Location>
+<Policy default>
+<Limit All>
+Order allow,deny
+Allow all
+</Limit>
+</Policy>
+CONF
+child=
+trap 'touch "$WORK/end"; kill $child $sink; wait; exit' TERM
+python3 - <<'PY' &
+import os, socket
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(("127.0.0.1", int(os.environ["SINK_PORT"])))
+server.listen(100)
+count = 0
+while True:
+    connection, _ = server.accept()
+    count += 1
+    with open(os.path.join(os.environ["WORK"], f"far-{count}.part"), "wb") as f:
+        while data := connection.recv(1 << 20):
+            f.write(data)
+    os.rename(f.name, f.name[:-5])
+    connection.close()
+PY
+sink=$!
+first=1
+while [ ! -e "$WORK/end" ]; do
+  cupsd -f & child=$!
+  echo $child >"$WORK/cups.pid"
+  if [ $first = 1 ]; then
+    for _ in $(seq 200); do lpadmin -p far -E -v "socket://127.0.0.1:$SINK_PORT" -m raw 2>/dev/null && break; sleep 0.1; done
+    first=0; touch "$WORK/cups.ready"
+  fi
+  wait $child
+done
+CUPS
+if [ "$(id -u)" = 0 ]; then
+  export PATH=$PATH:/usr/sbin WORK=$work
+  read -r TLS_PORT SINK_PORT < <(python3 -c 'import socket
+s = [socket.socket() for _ in range(2)]
+[x.bind(("127.0.0.1", 0)) for x in s]
+print(*[x.getsockname()[1] for x in s])')
+  export TLS_PORT SINK_PORT
+  unshare -m --propagation private bash "$work/cups.sh" >"$work/cups.log" 2>&1 &
+  pids+=($!)
+  until_so test -e "$work/cups.ready" || { bad "CUPS does not start"; tail -5 "$work/cups.log"; }
+  far="ipps://127.0.0.1:$TLS_PORT/printers/far"
+  shared() { at anna share printers/far --output "$far" "$@" --with everyone --json >"$work/shared" 2>"$work/shared.err"; }
+  pin() { grep -o 'sha256:[0-9a-f]*' "$work/shared" | head -1; }
+  check "the certificate of CUPS is pinned" shared
+  first=$(pin)
+  theirs() { openssl s_client -connect "127.0.0.1:$TLS_PORT" </dev/null 2>/dev/null | openssl x509 -noout -fingerprint -sha256 |
+    sed 's/.*=//; s/://g' | tr A-F a-f; }
+  check "it is the one that openssl sees" test "$first" = "sha256:$(theirs)"
+  # A document that nobody else has printed comes out of CUPS as it went in.
+  arrives() { # NUMBER
+    (cat "$work/doc.pdf"; echo "%$1") >"$work/far.pdf"
+    at bert print "$work/far.pdf" --at acme/anna/printers/far >/dev/null && until_so test -e "$work/far-$1" &&
+      cmp "$work/far.pdf" "$work/far-$1"
+  }
+  until_so has printers/far
+  check "a document goes to CUPS by TLS" arrives 1
+  # CUPS makes itself another certificate: nothing is sent, until the person has looked.
+  rm -rf "$work"/etc/ssl/*; kill "$(cat "$work/cups.pid")"
+  other() { now=$(theirs); [ -n "$now" ] && [ "sha256:$now" != "$first" ]; }
+  until_so other || bad "CUPS does not come back with another certificate"
+  (cat "$work/doc.pdf"; echo "%2") >"$work/far.pdf"
+  at bert print "$work/far.pdf" --at acme/anna/printers/far >/dev/null
+  refused() { at anna devices printers/far --own --json | grep -q PRINTER_UNTRUSTED; }
+  check "another certificate is refused, and why is said" until_so refused
+  check "nothing was sent to it" test ! -e "$work/far-2"
+  check "it is believed when the person says so" shared --trust new
+  check "as openssl sees it" test "$(pin)" = "sha256:$(theirs)"
+  waited() { until_so test -e "$work/far-2" && cmp "$work/far.pdf" "$work/far-2"; }
+  check "the document that waited arrives" waited
+  check "a certificate that is given is believed" bash -c "openssl s_client -connect 127.0.0.1:$TLS_PORT </dev/null 2>/dev/null | openssl x509 >'$work/cups.pem' &&
+    ATRIUM_PEER_SOCKET='$work/anna/peer.sock' '$bin/atrium' share printers/far --trust '$work/cups.pem'"
+  check "a document goes to CUPS with it" arrives 3
+  not_shared() { ! at anna share printers/far --trust system; }
+  check "no authority vouches for it" not_shared
+else
+  echo "skipped: printing to CUPS by TLS needs root"
+fi
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -3,7 +3,8 @@
 # dialog's view (avahi-browse, ippfind, lpstat -e, lp) from a second network namespace with its own D-Bus, Avahi and CUPS.
 #
 #   tests/devices/printers.sh DIRECTORY     where the examples ipp_printer and print_bench are, such as
-#                                           target/debug/examples after cargo build -p atrium-device --examples
+#                                           target/debug/examples after cargo build -p atrium-device --examples;
+#                                           with peer-node and atrium one directory up, these too
 #
 # As root it installs what is missing from Debian. The exit code of ipptool lies: [FAIL] lines are counted.
 set -u
@@ -326,13 +327,27 @@ timeout 30 lpstat -e >"$WORK/lpstat" 2>&1
 queue=$(head -1 "$WORK/lpstat")
 timeout 60 lp -d "$queue" "$WORK/doc.pdf" >"$WORK/lp" 2>&1
 for _ in $(seq 200); do ls "$WORK/out2" 2>/dev/null | grep -q pdf && break; sleep 0.1; done
+# A queue of CUPS that prints on it by its name in DNS-SD is not shared onward by a node; one that prints elsewhere is.
+if [ -x "$BIN/../peer-node" ]; then
+    export HOME=$WORK ATRIUM_PEER_SOCKET=$WORK/peer.sock XDG_STATE_HOME=$WORK/xdg XDG_RUNTIME_DIR=$WORK
+    printf '[node]\nstate_directory = "%s/peer"\nsocket = "%s/peer.sock"\nlisten = ["127.0.0.1:0"]\nname = "pc"\n[discovery]\nmdns = false\nbeacon = false\n[devices]\nipp_listen = ["127.0.0.1:0"]\nipps_listen = ["127.0.0.1:0"]\nannounce = false\n' "$WORK" "$WORK" >"$WORK/peer.toml"
+    "$BIN/../peer-node" --config "$WORK/peer.toml" >"$WORK/peer.out" 2>"$WORK/peer.log" & echo $! >>"$WORK/client.pids"
+    for _ in $(seq 100); do [ -s "$WORK/peer.out" ] && break; sleep 0.1; done
+    "$BIN/../atrium" init acme --name pc --person pc >"$WORK/onward" 2>&1
+    for service in _ipp _ipps; do
+        lpadmin -p found$service -E -v "dnssd://laser.$service._tcp.local/" -m raw 2>/dev/null
+        "$BIN/../atrium" share printers/found$service --output cups:found$service --with everyone --json >"$WORK/onward$service" 2>&1
+    done
+    lpadmin -p elsewhere -E -v "dnssd://other._ipp._tcp.local/" -m raw 2>/dev/null
+    "$BIN/../atrium" share printers/elsewhere --output cups:elsewhere --with everyone --json >"$WORK/elsewhere" 2>&1
+fi
 touch "$WORK/printed"
 for _ in $(seq 100); do [ -e "$WORK/stopped" ] && break; sleep 0.1; done
 sleep 2
 timeout 20 avahi-browse -pt _ipp._tcp >"$WORK/gone" 2>&1
 while read -r pid; do kill "$pid"; done <"$WORK/client.pids"
 CLIENT
-    WORK=$work ip netns exec atrium-cli unshare -m bash "$work/client.sh" >"$work/client.log" 2>&1 &
+    WORK=$work BIN=$bin ip netns exec atrium-cli unshare -m bash "$work/client.sh" >"$work/client.log" 2>&1 &
     client=$!
     for _ in $(seq 1200); do [ -e "$work/printed" ] && break; kill -0 $client 2>/dev/null || break; sleep 0.1; done
     kill "$announced" && wait "$announced" 2>/dev/null
@@ -345,6 +360,11 @@ CLIENT
     check "lpstat -e shows it" grep -q laser "$work/lpstat"
     check "lp takes a job for it" grep -q 'request id is' "$work/lp"
     check "the job of lp is printed" sh -c "ls '$work/out2' | grep -q 'pdf\$'"
+    if [ -e "$work/elsewhere" ]; then
+        check "a node does not share it onward from a queue of CUPS (_ipp)" grep -q RESOURCE_REMOTE "$work/onward_ipp"
+        check "a node does not share it onward from a queue of CUPS (_ipps)" grep -q RESOURCE_REMOTE "$work/onward_ipps"
+        check "it shares another queue" grep -q '"address":"acme/pc/printers/elsewhere"' "$work/elsewhere"
+    fi
     uuid=$(grep -o 'UUID=[0-9a-f-]*' "$work/browse_ipp._tcp" | head -1 | cut -d= -f2)
     check "its UUID is that of printer-uuid" grep -rqa "$uuid" "$work/state2/journal"
     if grep -q '^+;.*;laser;' "$work/gone"; then fail "it says goodbye"; else pass "it says goodbye"; fi

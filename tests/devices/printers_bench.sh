@@ -1,19 +1,27 @@
 #!/bin/bash
-# 100 one-page jobs of 30 kB: how many a second are accepted and finished by our folder printer and by cupsd, with the same
-# client. cupsd: accepted by a queue that is stopped; finished by a queue without filters to a socket that swallows all.
+# One-page jobs of 30 kB: how many a second are accepted and finished by our folder printer and by cupsd, with the same
+# client, in turns. Accepted: by queues that are paused, with connections that are kept. Finished: by our folder, and by a
+# queue of cupsd without filters to a socket that swallows all. Ours answers when a job is synced; cupsd does not sync. So
+# everything is measured on the disk, and once more in memory, where a sync costs neither of them anything.
 #
-#   tests/devices/printers_bench.sh DIRECTORY     where the example print_bench is; as root, with cups installed
+#   tests/devices/printers_bench.sh DIRECTORY [ROUNDS]   where the example print_bench is, of a release build
+#                                                        (cargo build --release -p atrium-device --example print_bench);
+#                                                        as root, with cups installed
+#   OLD=DIRECTORY    another print_bench, to be measured as a third one
 set -eu
 bin=$(realpath "${1:?where is print_bench?}")
+rounds=${2:-5}
 work=$(mktemp -d)
-export PATH=$PATH:/usr/sbin WORK=$work BIN=$bin
+export PATH=$PATH:/usr/sbin WORK=$work BIN=$bin ROUNDS=$rounds OLD=${OLD:+$(realpath "$OLD")}
 trap 'rm -rf "$work"' EXIT
-cat >"$work/cups.sh" <<'CUPS'
+cat >"$work/bench.sh" <<'BENCH'
+set -u
+place=$1 # disk or memory
 mount -t tmpfs tmpfs /run && mkdir -p /run/cups
-mount -t tmpfs tmpfs /var/spool/cups && mkdir -p /var/spool/cups/tmp && chown root:lp /var/spool/cups /var/spool/cups/tmp
-cp -a /etc/cups "$WORK/etc" && mount --bind "$WORK/etc" /etc/cups
-umount /var/spool/cups && mkdir "$WORK/spool" && chown root:lp "$WORK/spool" && mount --bind "$WORK/spool" /var/spool/cups
-mkdir -p /var/spool/cups/tmp
+at=$WORK/$place && mkdir -p "$at"
+[ "$place" = disk ] || mount -t tmpfs tmpfs "$at"
+cp -a /etc/cups "$at/etc" && mount --bind "$at/etc" /etc/cups
+mkdir -p "$at/spool/tmp" && chown -R root:lp "$at/spool" && mount --bind "$at/spool" /var/spool/cups
 cat >/etc/cups/cupsd.conf <<CONF
 Listen 127.0.0.1:6631
 Listen /run/cups/cups.sock
@@ -40,22 +48,51 @@ while True:
     while c.recv(1 << 20): pass
     c.close()
 PY
-sink=$!
-cupsd -f & cups=$!
+pids=$!
+cupsd -f & pids="$pids $!"
 for _ in $(seq 100); do [ -S /run/cups/cups.sock ] && break; sleep 0.1; done
-lpadmin -p sink -E -v socket://127.0.0.1:9199 -m raw 2>/dev/null
+lpadmin -p folder -E -v socket://127.0.0.1:9199 -m raw 2>/dev/null
 lpadmin -p held -E -v socket://127.0.0.1:9199 -m raw 2>/dev/null
 cupsdisable held
-export FORMAT=application/vnd.cups-raw
-for lanes in 1 4 16; do
-    echo "cupsd, $(LANES=$lanes NOWAIT=1 "$BIN/print_bench" ipp://127.0.0.1:6631/printers/held 100 | cut -d, -f1)"
-    echo "cupsd, $(LANES=$lanes "$BIN/print_bench" ipp://127.0.0.1:6631/printers/sink 100)"
+declare -A uri format
+uri[cupsd]=ipp://127.0.0.1:6631 format[cupsd]=application/vnd.cups-raw
+begin() { # NAME PROGRAM
+    "$2/print_bench" serve "$at/$1" >"$at/$1.out" & pids="$pids $!"
+    for _ in $(seq 100); do grep -q READY "$at/$1.out" && break; sleep 0.1; done
+    uri[$1]=ipp://127.0.0.1:$(sed -n 's/READY port=//p' "$at/$1.out") format[$1]=application/pdf
+}
+begin atrium "$BIN"
+servers="atrium cupsd"
+[ -z "$OLD" ] || { begin before "$OLD"; servers="before $servers"; }
+for _ in $(seq "$ROUNDS"); do
+    for lanes in 1 4 16; do
+        for server in $servers; do
+            echo "$place $server $(FORMAT=${format[$server]} LANES=$lanes NOWAIT=1 "$BIN/print_bench" "${uri[$server]}/printers/held" 400)"
+        done
+    done
+    for server in $servers; do
+        echo "$place $server $(FORMAT=${format[$server]} LANES=4 "$BIN/print_bench" "${uri[$server]}/printers/folder" 100 | sed 's/.*, finished/finished/')"
+    done
 done
-kill $cups $sink
-CUPS
-unshare -m --propagation private bash "$work/cups.sh" 2>"$work/log" | tee "$work/theirs"
-LANES= "$bin/print_bench" folder "$work/ours" 100 | sed 's/^/atrium, /' | tee "$work/ours.txt"
-best() { grep "^$1" "$2" | grep -o "$3 [0-9]*" | grep -o '[0-9]*' | sort -n | tail -1; }
-one() { grep "^$1" "$2" | grep -o "$3 [0-9]*" | grep -o '[0-9]*' | head -1; }
-echo "best of ours to best of theirs: accepted $(best atrium "$work/ours.txt" accepted) : $(best cupsd "$work/theirs" accepted), finished $(best atrium "$work/ours.txt" finished) : $(best cupsd "$work/theirs" finished)"
-echo "one connection: accepted $(one atrium "$work/ours.txt" accepted) : $(one cupsd "$work/theirs" accepted), finished $(one atrium "$work/ours.txt" finished) : $(one cupsd "$work/theirs" finished)"
+kill $pids
+wait
+BENCH
+for place in disk memory; do
+    unshare -m --propagation private bash "$work/bench.sh" $place 2>>"$work/log" | tee -a "$work/all" >&2
+done
+python3 - "$work/all" <<'PY'
+import re, statistics, sys
+found = {}
+for line in open(sys.argv[1]):
+    m = re.match(r"(\w+) (\w+) (accepted|finished) (\d+)/s.*, (\d+) connections", line)
+    if m:
+        place, server, what, rate, lanes = m.groups()
+        found.setdefault((place, what, int(lanes)), {}).setdefault(server, []).append(int(rate))
+for (place, what, lanes), rates in found.items():
+    texts = [f"{server} {statistics.median(all):.0f}/s ({min(all)} to {max(all)})" for server, all in rates.items()]
+    for other in rates:
+        if other != "atrium" and len(rates[other]) == len(rates["atrium"]):
+            ratios = [a / b for a, b in zip(rates["atrium"], rates[other])]
+            texts.append(f"atrium : {other} = {statistics.median(ratios):.2f}")
+    print(f"{place}, {what}, {lanes} connections: " + "; ".join(texts))
+PY

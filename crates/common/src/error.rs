@@ -169,6 +169,7 @@ reasons! {
     DeviceAway "DEVICE_AWAY" Unavailable, "the device is switched off, unplugged or does not answer", "check the device at its machine";
     DeviceFailed "DEVICE_FAILED" Internal, "the device reported an error", "check the device at its machine; the message says what it said";
     PrinterUnready "PRINTER_UNREADY" Unavailable, "the printer is out of paper, jammed or stopped", "mend it at the printer; the queue goes on by itself";
+    PrinterUntrusted "PRINTER_UNTRUSTED" FailedPrecondition, "the printer shows another certificate than the one that is trusted, or one that nobody here vouches for", "compare its fingerprint with the one that the printer itself shows; if they are the same, `atrium share printers/NAME --trust new`";
     PrintJobUnknown "PRINT_JOB_UNKNOWN" NotFound, "there is no such print job, or it is not yours", "`atrium jobs` shows yours";
     PrintJobTaken "PRINT_JOB_TAKEN" FailedPrecondition, "the printer's machine has taken the job already", "cancel it, or print it";
     PrintAttemptStale "PRINT_ATTEMPT_STALE" Aborted, "the job was given out again since, to another machine or another spool", "do not print it; look at the jobs that wait";

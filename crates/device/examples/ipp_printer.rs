@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use atrium_device::ipp::Trust;
 use atrium_device::printer::dnssd::{Announcer, announcement};
 use atrium_device::printer::service::{Access, Open, Peer, Service, ServiceOptions};
 use atrium_device::printer::{Destination, Faults, Options, PrinterConfig, Printers, Right, Who};
@@ -101,7 +102,7 @@ async fn main() -> Result<(), Failure> {
         None => Destination::Folder { path: arguments.out.clone(), pages_per_minute: arguments.ppm },
         Some(to) => match to.strip_prefix("cups:") {
             Some(queue) => Destination::Cups { queue: queue.into(), server: None },
-            None => Destination::Ipp { uri: to.into() },
+            None => Destination::Ipp { uri: to.into(), trust: Trust::default() },
         },
     };
     let config = match printers.get(&arguments.name) {

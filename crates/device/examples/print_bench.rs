@@ -2,22 +2,26 @@
 //!
 //! ```text
 //! print_bench URI [JOBS]                   jobs of 30 kB to that printer, and until all of them are over
-//! print_bench folder DIR [JOBS]            the same to a folder printer inside of this process, over IPP
-//!     NOWAIT=1: only until they are accepted; FORMAT=TYPE: under this media type; LANES=N: with so many connections only
+//!     NOWAIT=1: only until they are accepted; then they are canceled. FORMAT=TYPE: under this media type; LANES=N: with so
+//!     many connections only, each of which is kept (ONCE=1: a connection for each job)
+//! print_bench serve DIR                    two folder printers: /printers/held, which is paused, and /printers/folder
 //! print_bench sample FILE PAGES            writes a PDF file of so many pages (or raster, if it ends with .pwg)
 //! ```
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atrium_device::ipp::client::{Client, Piece, Target};
-use atrium_device::ipp::{Message, Operation, Value, group};
+use atrium_device::ipp::client::{Client, Endpoint, Target, read_answer};
+use atrium_device::ipp::{Message, Operation, Value, encode, group};
 use atrium_device::printer::pages::{pdf, raster};
 use atrium_device::printer::service::{Open, Service, ServiceOptions};
 use atrium_device::printer::{Destination, Options, PrinterConfig, Printers};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-type Failure = Box<dyn std::error::Error>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// A PDF file of one page and about 30 kB.
 fn one_page() -> Vec<u8> {
@@ -34,33 +38,75 @@ fn request(client: &Client, operation: Operation) -> Message {
     request
 }
 
-async fn measure(uri: &str, jobs: usize, connections: usize) -> Result<(f64, f64), Failure> {
+/// A connection that is kept: the smallest client that there can be, so that the server is what is measured.
+struct Lane {
+    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    target: Target,
+}
+
+impl Lane {
+    async fn open(target: &Target) -> Result<Self, Failure> {
+        let Endpoint::Tcp { host, port, .. } = &target.endpoint else { return Err("an address is needed".into()) };
+        let stream = TcpStream::connect((host.as_str(), *port)).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self { sender, target: target.clone() })
+    }
+
+    async fn ask(&mut self, message: &Message, document: &[u8]) -> Result<(), Failure> {
+        let mut body = encode(message).to_vec();
+        body.extend_from_slice(document);
+        let request = http::Request::post(self.target.path.as_str())
+            .header(http::header::HOST, "localhost")
+            .header(http::header::CONTENT_TYPE, "application/ipp")
+            .body(Full::new(Bytes::from(body)))?;
+        self.sender.ready().await?;
+        let answer = self.sender.send_request(request).await?.into_body().collect().await?.to_bytes();
+        let answer = read_answer(&answer).map_err(|e| format!("{e:?}"))?;
+        match answer.status() {
+            Some(status) if status.is_success() => Ok(()),
+            status => Err(format!("the job was refused: {status:?}").into()),
+        }
+    }
+}
+
+async fn measure(uri: &str, jobs: usize, connections: usize) -> Result<(), Failure> {
     let client = Client::new(Target::of_uri(uri)?, None);
-    let mut file = tempfile::tempfile()?;
     let content = one_page();
-    std::io::Write::write_all(&mut file, &content)?;
-    let piece = Piece { file: Arc::new(file), offset: 0, length: content.len() as u64 };
+    let once = std::env::var_os("ONCE").is_some();
+    let format = std::env::var("FORMAT").unwrap_or_else(|_| "application/pdf".into());
     let begin = Instant::now();
     let mut tasks = Vec::new();
-    for lane in 0..connections {
-        let (client, piece) = (client.clone(), piece.clone());
+    for number in 0..connections {
+        let (client, content, format) = (client.clone(), content.clone(), format.clone());
         tasks.push(tokio::spawn(async move {
-            for n in (lane..jobs).step_by(connections) {
+            let mut lane = Lane::open(client.target()).await?;
+            for n in (number..jobs).step_by(connections) {
                 let mut print = request(&client, Operation::PrintJob);
                 let attributes = print.group_mut(group::OPERATION);
                 attributes.put("job-name", Value::name(format!("bench {n}")));
-                let format = std::env::var("FORMAT").unwrap_or_else(|_| "application/pdf".into());
-                attributes.put("document-format", Value::MimeType(format));
-                client.ask(&print, Some(vec![piece.clone()])).await?;
+                attributes.put("document-format", Value::MimeType(format.clone()));
+                if once {
+                    lane = Lane::open(client.target()).await?;
+                }
+                lane.ask(&print, &content).await?;
             }
-            Ok::<_, common::error::Error>(())
+            Ok::<_, Failure>(())
         }));
     }
     for task in tasks {
         task.await??;
     }
     let accepted = begin.elapsed();
-    while std::env::var_os("NOWAIT").is_none() {
+    let rate = |time: Duration| jobs as f64 / time.as_secs_f64();
+    let what = format!("({jobs} jobs, {connections} connections)");
+    if std::env::var_os("NOWAIT").is_some() {
+        client.ask(&request(&client, Operation::CancelMyJobs), None).await?;
+        println!("accepted {:.0}/s {what}", rate(accepted));
+        return Ok(());
+    }
+    loop {
         let mut list = request(&client, Operation::GetJobs);
         list.group_mut(group::OPERATION).put("which-jobs", Value::keyword("not-completed"));
         let answer = client.ask(&list, None).await?;
@@ -69,18 +115,36 @@ async fn measure(uri: &str, jobs: usize, connections: usize) -> Result<(f64, f64
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let finished = begin.elapsed();
-    let rate = |time: Duration| jobs as f64 / time.as_secs_f64();
-    println!(
-        "accepted {:.0}/s, finished {:.0}/s ({jobs} jobs, {connections} connections)",
-        rate(accepted),
-        rate(finished)
-    );
-    Ok((rate(accepted), rate(finished)))
+    println!("accepted {:.0}/s, finished {:.0}/s {what}", rate(accepted), rate(begin.elapsed()));
+    Ok(())
 }
 
 fn lanes() -> Vec<usize> {
     std::env::var("LANES").ok().and_then(|n| n.parse().ok()).map_or(vec![1, 4, 16], |n| vec![n])
+}
+
+async fn serve(dir: std::path::PathBuf) -> Result<(), Failure> {
+    let printers = Printers::open(Options::new(dir.join("state"))).await?;
+    for name in ["held", "folder"] {
+        let destination = Destination::Folder { path: dir.join(name), pages_per_minute: None };
+        printers.put(PrinterConfig::new(name, destination)).await?;
+    }
+    printers.pause("held", true).await?;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let service = Service::new(printers.clone(), std::sync::Arc::new(Open), ServiceOptions::default());
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn({
+        let stop = stop.clone();
+        async move { service.serve(listener, None, None, stop).await }
+    });
+    println!("READY port={port}");
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    term.recv().await;
+    stop.cancel();
+    serving.await?;
+    printers.close().await;
+    Ok(())
 }
 
 #[tokio::main]
@@ -98,26 +162,7 @@ async fn main() -> Result<(), Failure> {
             };
             std::fs::write(file, content)?;
         }
-        Some("folder") => {
-            let dir = std::path::PathBuf::from(words.get(1).ok_or("a directory is needed")?);
-            let printers = Printers::open(Options::new(dir.join("state"))).await?;
-            let destination = Destination::Folder { path: dir.join("out"), pages_per_minute: None };
-            printers.put(PrinterConfig::new("bench", destination)).await?;
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-            let uri = format!("ipp://{}/ipp/print", listener.local_addr()?);
-            let service = Service::new(printers.clone(), Arc::new(Open), ServiceOptions::default());
-            let stop = CancellationToken::new();
-            let serving = tokio::spawn({
-                let stop = stop.clone();
-                async move { service.serve(listener, None, Some("bench".into()), stop).await }
-            });
-            for connections in lanes() {
-                measure(&uri, number(2, 100)?, connections).await?;
-            }
-            stop.cancel();
-            serving.await?;
-            printers.close().await;
-        }
+        Some("serve") => serve(words.get(1).ok_or("a directory is needed")?.into()).await?,
         Some(uri) => {
             for connections in lanes() {
                 measure(uri, number(1, 100)?, connections).await?;

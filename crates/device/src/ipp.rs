@@ -7,14 +7,17 @@
 //! ```text
 //!   value    Value, Attribute, Group, Message        codec    bytes to messages and back, and where the attributes end
 //!   codes    operations, status codes, tags          client   requests to another printer or to CUPS, over HTTP
+//!   trust    which certificate of a printer is believed
 //! ```
 
 pub mod client;
 pub mod codec;
 pub mod codes;
+pub mod trust;
 pub mod value;
 
 pub use client::{Client, Endpoint};
 pub use codec::{DecodeError, Scanner, decode, encode};
 pub use codes::{Operation, Status, group};
+pub use trust::Trust;
 pub use value::{Attribute, DateTime, Group, Message, Value};

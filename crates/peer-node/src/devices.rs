@@ -46,6 +46,7 @@ mod own;
 mod print;
 mod pull;
 mod remote;
+mod trust;
 mod uses;
 
 pub use address::Target;
@@ -160,6 +161,8 @@ struct Inner {
     ipp: Doors,
     /// What is wrong with a device of this machine, by local name.
     problems: Mutex<HashMap<String, wire::NodeProblem>>,
+    /// What the central server says against printers of this machine, by name.
+    refused: Mutex<HashMap<String, String>>,
     /// One change of what is shared at a time.
     managing: tokio::sync::Mutex<()>,
     streams: Arc<Semaphore>,
@@ -195,6 +198,11 @@ fn kind_of(number: i32) -> Option<Kind> {
         wire::DeviceKind::Disk => Some(Kind::Disk),
         wire::DeviceKind::Unspecified => None,
     }
+}
+
+/// The address of a device at a node of this name.
+fn address_at(node: &str, entry: &Entry) -> String {
+    format!("{node}/{}", entry.local_name())
 }
 
 impl Devices {
@@ -238,6 +246,7 @@ impl Devices {
             lenders: Mutex::default(),
             ipp: Doors::new(settings),
             problems: Mutex::default(),
+            refused: Mutex::default(),
             managing: tokio::sync::Mutex::new(()),
             streams: Arc::new(Semaphore::new(STREAMS)),
             streams_of: Mutex::default(),
@@ -330,10 +339,15 @@ impl Devices {
 
     /// A device of this machine as this caller may see it.
     fn describe(&self, entry: &Entry, caller: &DeviceId, right: Right) -> wire::Device {
+        self.describe_at(&self.node_name(), entry, caller, right)
+    }
+
+    /// The same of many devices: the node's name is looked up once.
+    fn describe_at(&self, node: &str, entry: &Entry, caller: &DeviceId, right: Right) -> wire::Device {
         let name = entry.local_name();
         let overview = self.0.leases.overview(&name).unwrap_or_default();
         let mut device = wire::Device {
-            address: self.address_of(entry),
+            address: address_at(node, entry),
             kind: wire_kind(entry.kind) as i32,
             name: entry.name.clone(),
             description: entry.share.description.clone(),
@@ -374,7 +388,8 @@ impl Devices {
     }
 
     fn problems_of(&self, entry: &Entry) -> Vec<wire::NodeProblem> {
-        self.0.problems.lock().get(&entry.local_name()).cloned().into_iter().collect()
+        let noted = self.0.problems.lock().get(&entry.local_name()).cloned();
+        noted.into_iter().chain(self.untrusted(entry)).chain(self.refused_by_server(entry)).collect()
     }
 
     /// This device.
@@ -459,7 +474,8 @@ impl Devices {
             return Err(access::unknown(address));
         }
         let own = self.0.book.all();
-        let own: Vec<(String, Target)> = own.iter().map(|e| (self.address_of(e), self.target_of(e))).collect();
+        let node = self.node_name();
+        let own: Vec<(String, Target)> = own.iter().map(|e| (address_at(&node, e), self.target_of(e))).collect();
         let known = self.0.remote.remembered();
         let all = || own.iter().chain(&known).map(|(a, t)| (a.as_str(), t.clone()));
         match address::short(all(), address) {
@@ -482,17 +498,23 @@ impl Devices {
         Target { node: self.me(), kind: entry.kind, name: entry.name.clone(), below: Vec::new() }
     }
 
-    fn address_of(&self, entry: &Entry) -> String {
+    /// The address of this node. All names in the office are looked at for it.
+    fn node_name(&self) -> String {
         let me = self.me();
-        let node = self.0.remote.claims().into_iter().find(|c| c.what.device == me).map(|c| c.shown());
-        format!("{}/{}", node.unwrap_or_default(), entry.local_name())
+        let claim = self.0.remote.claims().into_iter().find(|c| c.what.device == me);
+        claim.map(|c| c.shown()).unwrap_or_default()
+    }
+
+    fn address_of(&self, entry: &Entry) -> String {
+        address_at(&self.node_name(), entry)
     }
 
     /// The devices of this machine as this caller may see them.
     fn list_for(&self, caller: &DeviceId) -> wire::ListDevicesResponse {
+        let node = self.node_name();
         let seen = |entry: Arc<Entry>| {
             let right = access::right_of(&*self.0.roster, caller, &entry)?;
-            Some(self.describe(&entry, caller, right))
+            Some(self.describe_at(&node, &entry, caller, right))
         };
         wire::ListDevicesResponse { devices: self.0.book.all().into_iter().filter_map(seen).collect() }
     }

@@ -1,6 +1,6 @@
 """A small Atrium client on generated stubs: the example for people who write their own.
 
-It verifies the server by the office's PEM file, signs in with a name and a password, and moves files chunk by chunk.
+It verifies the server by the office's PEM file, signs in with a name and a password, moves files chunk by chunk, and prints.
 """
 
 import uuid
@@ -8,7 +8,7 @@ import uuid
 import blake3
 import grpc
 from atrium.v1 import account_pb2, account_pb2_grpc, common_pb2, directory_pb2, directory_pb2_grpc
-from atrium.v1 import file_pb2, file_pb2_grpc, transfer_pb2, transfer_pb2_grpc, watch_pb2, watch_pb2_grpc
+from atrium.v1 import file_pb2, file_pb2_grpc, print_pb2, print_pb2_grpc, transfer_pb2, transfer_pb2_grpc, watch_pb2, watch_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
 CHUNK = 1 << 20
@@ -29,6 +29,7 @@ class Atrium:
         self.files = file_pb2_grpc.FileServiceStub(self.channel)
         self.transfers = transfer_pb2_grpc.TransferServiceStub(self.channel)
         self.watches = watch_pb2_grpc.WatchServiceStub(self.channel)
+        self.prints = print_pb2_grpc.PrintServiceStub(self.channel)
         self.metadata = ()
 
     def close(self):
@@ -103,6 +104,31 @@ class Atrium:
             token = page.next_page_token
             if not token:
                 return
+
+    def printers(self):
+        """The printers that this person may see."""
+        return self.prints.ListPrinters(print_pb2.ListPrintersRequest(), metadata=self.metadata).printers
+
+    def print(self, printer, data, name="", request_id=None, **header):
+        """Hands a document over; returns its job. With the same request id again, it is the same job, printed once."""
+
+        def messages():
+            first = print_pb2.PrintHeader(
+                printer=printer, display_name=name, size_bytes=len(data), request_id=request_id or str(uuid.uuid4()), **header
+            )
+            yield print_pb2.PrintRequest(header=first)
+            for i in range(0, len(data), CHUNK):
+                yield print_pb2.PrintRequest(data=data[i : i + CHUNK])
+
+        return self.prints.Print(messages(), metadata=self.metadata)
+
+    def print_job(self, job):
+        """How a job goes."""
+        return self.prints.GetPrintJob(print_pb2.GetPrintJobRequest(id=job), metadata=self.metadata)
+
+    def release(self, job, pin=""):
+        """Prints a job that is held."""
+        return self.prints.ReleasePrintJob(print_pb2.ReleasePrintJobRequest(id=job, pin=pin), metadata=self.metadata)
 
     def watch(self, *roots, cursor=0):
         """The stream of changes."""

@@ -1,5 +1,5 @@
 """Runs the Python client against a real server: sign in, put 100 MiB with progress, list, get, compare, watch, decode
-rich errors, health and reflection by the libraries of the gRPC project."""
+rich errors, print, health and reflection by the libraries of the gRPC project."""
 
 import json
 import os
@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import uuid
 
+import blake3
 import grpc
 from client import Atrium, explain
-from atrium.v1 import account_pb2, directory_pb2, file_pb2, watch_pb2
+from atrium.v1 import account_pb2, directory_pb2, file_pb2, print_pb2, watch_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -25,11 +28,12 @@ class Server:
     def __init__(self, programs, directory):
         self.atrium = os.path.join(programs, "atrium")
         self.data = os.path.join(directory, "data")
-        self.process = subprocess.Popen(
-            [os.path.join(programs, "central-server"), "--data-dir", self.data, "--listen", "127.0.0.1:0",
-             "--web-listen", "127.0.0.1:0"],
-            stdout=subprocess.PIPE, stderr=open(os.path.join(directory, "server.log"), "wb"), text=True,
-        )
+        with open(os.path.join(directory, "server.log"), "wb") as log:
+            self.process = subprocess.Popen(
+                [os.path.join(programs, "central-server"), "--data-dir", self.data, "--listen", "127.0.0.1:0",
+                 "--web-listen", "127.0.0.1:0"],
+                stdout=subprocess.PIPE, stderr=log, text=True,
+            )
         # The first line on standard output says where it listens.
         line = self.process.stdout.readline()
         match = re.search(r"127\.0\.0\.1:\d+", line)
@@ -40,6 +44,7 @@ class Server:
             self.ca = f.read()
         for name in ("anna", "bert"):
             self.admin("admin", "users", "add", name, "--password-file", "-", stdin=PASSWORD)
+        self.admin("admin", "users", "add", "boss", "--role", "admin", "--password-file", "-", stdin=PASSWORD)
         self.admin("admin", "directories", "add", "public:plans")
         self.admin("share", "public:plans", "--with", "everyone", "--right", "read")
         self.admin("share", "public:plans", "--with", "anna", "--right", "write")
@@ -59,6 +64,78 @@ class Server:
         assert self.process.wait(30) == 0, "the server did not end cleanly"
 
 
+class Peer:
+    """A peer-node beside the server, with a printer that is a folder."""
+
+    def __init__(self, programs, directory, server):
+        self.programs, self.directory = programs, os.path.join(directory, "peer")
+        self.paper = os.path.join(self.directory, "paper")
+        os.makedirs(self.directory)
+        config = os.path.join(self.directory, "peer.toml")
+        with open(config, "w") as f:
+            f.write(f"""
+[node]
+state_directory = "{self.directory}/state"
+socket = "{self.directory}/peer.sock"
+listen = ["127.0.0.1:0"]
+name = "pc"
+[discovery]
+mdns = false
+beacon = false
+[devices]
+ipp_listen = ["127.0.0.1:0"]
+ipps_listen = ["127.0.0.1:0"]
+announce = false
+""")
+        self.environment = dict(
+            os.environ, HOME=self.directory, ATRIUM_PEER_SOCKET=f"{self.directory}/peer.sock",
+            XDG_STATE_HOME=f"{self.directory}/xdg", XDG_RUNTIME_DIR=self.directory,
+        )
+        with open(os.path.join(directory, "peer.log"), "wb") as log:
+            self.process = subprocess.Popen(
+                [os.path.join(programs, "peer-node"), "--config", config], env=self.environment,
+                stdout=subprocess.PIPE, stderr=log, text=True,
+            )
+        if not self.process.stdout.readline():
+            raise RuntimeError("the peer-node did not start; see its log")
+        ca = os.path.join(server.data, "ca.pem")
+        self.atrium("init", "acme", "--name", "pc", "--person", "pc")
+        self.atrium("--server", server.address, "--ca", ca, "login", "boss", "--password-file", "-", stdin=PASSWORD)
+        self.atrium("office", "attach", server.address, "--ca", ca)
+        self.atrium("share", "printers/laser", "--output", f"folder:{self.paper}", "--with", "everyone")
+
+    def atrium(self, *arguments, stdin=""):
+        done = subprocess.run(
+            [os.path.join(self.programs, "atrium"), *arguments],
+            input=stdin, capture_output=True, text=True, env=self.environment,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{arguments}: {done.stderr}")
+        return done.stdout
+
+    def printed(self):
+        names = [n for n in os.listdir(self.paper) if not n.startswith(".")]
+        return [open_bytes(os.path.join(self.paper, n)) for n in sorted(names)]
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.stdout.close()
+        assert self.process.wait(30) == 0, "the peer-node did not end cleanly"
+
+
+def open_bytes(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def until(what, is_so):
+    end = time.monotonic() + 120
+    while not (result := is_so()):
+        assert time.monotonic() < end, f"it never came to this: {what}"
+        time.sleep(0.05)
+    return result
+
+
 def expect(code, reason, call):
     try:
         call()
@@ -76,8 +153,11 @@ def main(programs):
         server = Server(programs, directory)
         try:
             run(server)
+            run_printing(server, programs, directory)
         except BaseException:
-            sys.stderr.write(open(os.path.join(directory, "server.log")).read()[-4000:])
+            for log in ("server.log", "peer.log"):
+                if os.path.exists(path := os.path.join(directory, log)):
+                    sys.stderr.write(open_bytes(path).decode(errors="replace")[-4000:])
             raise
         finally:
             server.stop()
@@ -170,6 +250,43 @@ def run(server):
     print("ok  a session that has ended is refused")
     anna.close()
     bert.close()
+
+
+def run_printing(server, programs, directory):
+    peer = Peer(programs, directory, server)
+    anna, bert = Atrium(server.address, server.ca), Atrium(server.address, server.ca)
+    try:
+        anna.login("anna", PASSWORD)
+        bert.login("bert", PASSWORD)
+        name = "laser.pc"
+        until("the printer is offered", lambda: name in server.admin("admin", "printers", "list"))
+        server.admin("admin", "printers", "grant", name, "anna=write")
+        assert [p.name for p in anna.printers()] == [name] and not bert.printers()
+        expect(grpc.StatusCode.NOT_FOUND, "RESOURCE_UNKNOWN", lambda: bert.print(name, b"%PDF-1.4"))
+
+        document = b"%PDF-1.4\n" + os.urandom(3 << 20)
+        request = str(uuid.uuid4())
+        job = anna.print(name, document, "offer.pdf", request, format="application/pdf")
+        assert (job.printer, job.display_name, job.user, job.size_bytes) == (name, "offer.pdf", "anna", len(document))
+        assert job.digest == blake3.blake3(document).digest() and job.priority == 50
+        assert anna.print(name, document, "offer.pdf", request, format="application/pdf").id == job.id
+        completed = lambda job: anna.print_job(job.id).state == print_pb2.PRINT_JOB_STATE_COMPLETED
+        until("the job is completed", lambda: completed(job))
+        assert peer.printed() == [document]
+        expect(grpc.StatusCode.NOT_FOUND, "PRINT_JOB_UNKNOWN", lambda: bert.print_job(job.id))
+        print("ok  printed through the server's queue, whole and once")
+
+        secret = anna.print(name, b"%PDF-1.4 secret", pin="0815", priority=80, format="application/pdf")
+        assert (secret.state, secret.needs_pin, secret.priority) == (print_pb2.PRINT_JOB_STATE_HELD, True, 80)
+        expect(grpc.StatusCode.PERMISSION_DENIED, "PIN_WRONG", lambda: anna.release(secret.id, "4711"))
+        assert anna.release(secret.id, "0815").state == print_pb2.PRINT_JOB_STATE_PENDING
+        until("the job is completed", lambda: completed(secret))
+        assert len(peer.printed()) == 2
+        print("ok  a job with a PIN waits for it")
+    finally:
+        anna.close()
+        bert.close()
+        peer.stop()
 
 
 if __name__ == "__main__":

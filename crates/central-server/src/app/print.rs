@@ -37,7 +37,8 @@ use crate::settings::Settings;
 use parking_lot::Mutex;
 pub use records::{Charge, JobState, Printer};
 use spool::Spool;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
@@ -49,7 +50,7 @@ pub const PRINTERS_PER_DEVICE: usize = 32;
 pub const JOBS_PER_PRINTER: usize = 500;
 /// A machine says how its printer is after this time at the latest.
 pub const RENEW_SECONDS: u32 = 60;
-/// A printer whose machine was silent for so long is away.
+/// A printer whose machine was silent for so long is away; sooner if the machine's watch for jobs has ended.
 pub const AWAY_AFTER_MS: u64 = 150_000;
 
 /// A print job's record.
@@ -60,8 +61,38 @@ pub type Job = proto::record::v1::PrintJob;
 pub struct PrintState {
     pub(super) spool: Spool,
     presence: Mutex<HashMap<String, Presence>>,
+    machines: Mutex<Machines>,
     changed: watch::Sender<u64>,
     ended: [AtomicU64; 3],
+}
+
+/// Which machines are there.
+#[derive(Debug, Default)]
+struct Machines {
+    /// Watches for jobs that are open, by device.
+    watches: HashMap<String, usize>,
+    /// Machines whose last watch ended, and that were not heard of since.
+    gone: HashSet<String>,
+}
+
+/// A machine's watch for jobs. When the last one of a machine ends, its printers are away.
+#[derive(Debug)]
+pub(super) struct Watching {
+    state: Arc<PrintState>,
+    device: String,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let mut machines = self.state.machines.lock();
+        match machines.watches.get_mut(&self.device) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                machines.watches.remove(&self.device);
+                machines.gone.insert(std::mem::take(&mut self.device));
+            }
+        }
+    }
 }
 
 /// How a printer is, as its machine said last.
@@ -94,6 +125,7 @@ impl PrintState {
         Self {
             spool: Spool::new(settings.server.data_directory.join("print")),
             presence: Mutex::default(),
+            machines: Mutex::default(),
             changed: watch::Sender::new(0),
             ended: Default::default(),
         }
@@ -109,19 +141,29 @@ impl PrintState {
         self.changed.subscribe()
     }
 
-    fn note(&self, printer: &str, presence: Presence) {
+    fn note(&self, printer: &str, device: &str, presence: Presence) {
+        self.machines.lock().gone.remove(device);
         self.presence.lock().insert(printer.to_owned(), presence);
+    }
+
+    /// A machine begins to watch for jobs.
+    pub(super) fn begin_watch(self: &Arc<Self>, device: &str) -> Watching {
+        let mut machines = self.machines.lock();
+        *machines.watches.entry(device.to_owned()).or_default() += 1;
+        machines.gone.remove(device);
+        Watching { state: self.clone(), device: device.to_owned() }
     }
 
     fn forget(&self, printer: &str) {
         self.presence.lock().remove(printer);
     }
 
-    /// How a printer is now.
-    fn presence(&self, printer: &str, now_ms: u64) -> Presence {
+    /// How a printer of this machine is now.
+    fn presence(&self, printer: &str, device: &str, now_ms: u64) -> Presence {
         let known = self.presence.lock().get(printer).cloned();
         let mut presence = known.unwrap_or(Presence { seen_ms: 0, condition: Condition::Away, reason: String::new() });
-        if now_ms.saturating_sub(presence.seen_ms) >= AWAY_AFTER_MS {
+        let silent = now_ms.saturating_sub(presence.seen_ms) >= AWAY_AFTER_MS;
+        if silent || self.machines.lock().gone.contains(device) {
             presence.condition = Condition::Away;
         }
         presence

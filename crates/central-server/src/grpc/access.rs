@@ -121,9 +121,11 @@ pub const METHODS: &[Method] = &[
     call("/atrium.v1.PrintService/CancelPrintJob", Access::User),
     call("/atrium.v1.PrintService/HoldPrintJob", Access::User),
     call("/atrium.v1.PrintService/ReleasePrintJob", Access::User),
+    call("/atrium.v1.PrintService/SetPrintJobPriority", Access::User),
     // The machine that a printer hangs on.
     call("/atrium.v1.PrintService/RegisterPrinter", Access::Device),
     call("/atrium.v1.PrintService/WithdrawPrinter", Access::Device),
+    call("/atrium.v1.PrintService/WithdrawOtherPrinters", Access::Device),
     stream("/atrium.v1.PrintService/WatchPrintJobs", Access::Device),
     call("/atrium.v1.PrintService/ClaimPrintJob", Access::Device),
     stream("/atrium.v1.PrintService/FetchPrintDocument", Access::Device),

@@ -21,6 +21,8 @@ use proto::v1::print_service_server::PrintService;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+/// Most printers that a machine names.
+const KEEP_MAX: usize = 64;
 /// Largest piece of a document.
 const DATA_MAX: usize = 1 << 20;
 
@@ -47,7 +49,9 @@ impl Print {
             Some(Part::Header(header)) => header,
             _ => return Err(invalid("header", "the first message has no header")),
         };
-        let key = key(&caller, "Print", &header.request_id, &header)?;
+        // Of a PIN nothing is kept but its salted hash.
+        let said = v1::PrintHeader { pin: String::new(), ..header.clone() };
+        let key = key(&caller, "Print", &header.request_id, &said)?;
         let new = convert::new_job(header)?;
         let mut submission = match submit::begin(&self.app, &caller, new, key.as_ref()).await? {
             Begun::New(submission) => submission,
@@ -196,7 +200,18 @@ impl PrintService for Print {
     ) -> Result<Response<v1::PrintJob>, Status> {
         let (caller, request) = open(request);
         let id = convert::uuid(&request.id, "id").map_err(|e| to_status(&e))?;
-        close(jobs::release(&self.app, &caller, id).await.map(|job| encode_job(&job)))
+        let pin = (!request.pin.is_empty()).then_some(request.pin);
+        close(jobs::release(&self.app, &caller, id, pin).await.map(|job| encode_job(&job)))
+    }
+
+    async fn set_print_job_priority(
+        &self,
+        request: Request<v1::SetPrintJobPriorityRequest>,
+    ) -> Result<Response<v1::PrintJob>, Status> {
+        let (caller, request) = open(request);
+        let id = convert::uuid(&request.id, "id").map_err(|e| to_status(&e))?;
+        let priority = convert::priority(request.priority).map_err(|e| to_status(&e))?;
+        close(jobs::set_priority(&self.app, &caller, id, priority).await.map(|job| encode_job(&job)))
     }
 
     async fn register_printer(
@@ -214,6 +229,18 @@ impl PrintService for Print {
         let (caller, request) = open(request);
         let done = printers::withdraw(&self.app, &caller, &request.name).await;
         close(done.map(|()| v1::WithdrawPrinterResponse {}))
+    }
+
+    async fn withdraw_other_printers(
+        &self,
+        request: Request<v1::WithdrawOtherPrintersRequest>,
+    ) -> Result<Response<v1::WithdrawOtherPrintersResponse>, Status> {
+        let (caller, request) = open(request);
+        if request.keep.len() > KEEP_MAX {
+            return Err(to_status(&invalid("keep", "a machine has no more than 64 printers")));
+        }
+        let done = printers::withdraw_others(&self.app, &caller, &request.keep).await;
+        close(done.map(|withdrawn| v1::WithdrawOtherPrintersResponse { withdrawn }))
     }
 
     async fn watch_print_jobs(

@@ -14,7 +14,7 @@ use central_server::app::print::{Condition, Job, JobState, PrintState, records a
 use central_server::app::{App, records};
 use central_server::settings::Settings;
 use common::error::{Error, Reason, Result};
-use common::model::{DeviceId, Right, Role};
+use common::model::{DeviceId, Pin, Right, Role};
 use common::settings::ByteSize;
 use common::store::prefix_end;
 use proptest::prelude::*;
@@ -113,6 +113,8 @@ fn new_job(printer: &str) -> NewJob {
         format: String::new(),
         options: Bytes::new(),
         hold: false,
+        pin: None,
+        priority: 50,
         size_bytes: 0,
         sheets: 0,
     }
@@ -227,7 +229,7 @@ async fn permission_comes_before_existence() {
         refused(jobs::get(app, who, id), Reason::PrintJobUnknown);
         refused(jobs::cancel(app, who, id).await, Reason::PrintJobUnknown);
         refused(jobs::hold(app, who, id).await, Reason::PrintJobUnknown);
-        refused(jobs::release(app, who, id).await, Reason::PrintJobUnknown);
+        refused(jobs::release(app, who, id, None).await, Reason::PrintJobUnknown);
     }
     for who in [&shop.anna, &shop.bert, &shop.chef, &local()] {
         assert_eq!(jobs::get(app, who, id(&job)).unwrap().user_name, "anna");
@@ -441,7 +443,7 @@ async fn a_watching_machine_is_told_everything_at_least_once() {
     };
     let mut watcher = Watcher::open(shop.app.clone(), &shop.pc).unwrap();
     assert_eq!(watched(&mut watcher).await, (vec![id(&first), id(&second)], true));
-    jobs::release(&shop.app, &shop.anna, id(&held)).await.unwrap();
+    jobs::release(&shop.app, &shop.anna, id(&held), None).await.unwrap();
     assert_eq!(watched(&mut watcher).await.0, [id(&held)]);
     // Nobody claimed them: after a minute they are told again.
     shop.office.advance(61);
@@ -462,6 +464,112 @@ async fn a_watching_machine_is_told_everything_at_least_once() {
     let mut other = Watcher::open(shop.app.clone(), &shop.other).unwrap();
     assert_eq!(watched(&mut other).await, (vec![], true));
     refused(Watcher::open(shop.app.clone(), &shop.anna), Reason::DeviceRequired);
+}
+
+#[tokio::test]
+async fn a_machine_says_which_printers_it_has_and_the_others_go_with_their_jobs() {
+    let shop = Shop::new().await;
+    let (app, pc) = (&shop.app, &shop.pc);
+    for name in ["inkjet", "plotter"] {
+        printers::register(app, pc, offer(name)).await.unwrap();
+    }
+    printers::register(app, &shop.other, offer("away")).await.unwrap();
+    let job = shop.print(b"1").await;
+    let names = async || {
+        let shown = printers::list(app, &shop.chef, 0, "").await.unwrap().0;
+        shown.into_iter().map(|s| s.printer.name).collect::<Vec<_>>()
+    };
+    let keep = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    assert!(
+        printers::withdraw_others(app, pc, &keep(&["laser", "inkjet", "plotter", "new"])).await.unwrap().is_empty()
+    );
+    assert_eq!(printers::withdraw_others(app, pc, &keep(&["laser", "plotter"])).await.unwrap(), ["inkjet"]);
+    assert_eq!(names().await, ["away", "laser", "plotter"], "another machine's printer is none of its business");
+    // One that was moved to it waits until it is offered for the first time; then it is like the others.
+    let moved_to = shop.pc.device.unwrap().to_string();
+    printers::move_to(app, &shop.chef, "away", &moved_to).await.unwrap();
+    assert_eq!(printers::withdraw_others(app, pc, &[]).await.unwrap(), ["laser", "plotter"]);
+    assert_eq!(names().await, ["away"]);
+    let ended = shop.job(&job);
+    assert_eq!((print::state(&ended), ended.state_reason.as_str()), (JobState::Canceled, "the printer was removed"));
+    assert_eq!(shop.documents(), 0);
+    printers::register(app, pc, offer("away")).await.unwrap();
+    assert_eq!(printers::withdraw_others(app, pc, &[]).await.unwrap(), ["away"]);
+    refused(printers::withdraw_others(app, &shop.anna, &[]).await, Reason::DeviceRequired);
+}
+
+#[tokio::test]
+async fn a_printer_is_away_when_its_machine_stops_watching_and_its_jobs_say_so() {
+    let shop = Shop::new().await;
+    let job = shop.print(b"1").await;
+    let condition = async || printers::list(&shop.app, &shop.anna, 0, "").await.unwrap().0[0].presence.condition;
+    let why = || jobs::get(&shop.app, &shop.anna, id(&job)).unwrap().state_reason;
+    let (first, second) =
+        (Watcher::open(shop.app.clone(), &shop.pc).unwrap(), Watcher::open(shop.app.clone(), &shop.pc).unwrap());
+    drop(first);
+    assert_eq!((condition().await, why().as_str()), (Condition::Idle, ""), "it watches still");
+    drop(second);
+    assert_eq!((condition().await, why().as_str()), (Condition::Away, "the printer's machine is away"));
+    let listed = jobs::list(&shop.app, &shop.anna, Query::default()).await.unwrap().0;
+    assert_eq!(listed[0].state_reason, "the printer's machine is away");
+    assert_eq!(shop.job(&job).state_reason, "", "it is not kept");
+    let _again = Watcher::open(shop.app.clone(), &shop.pc).unwrap();
+    assert_eq!((condition().await, why().as_str()), (Condition::Idle, ""));
+    let stopped = Offer { condition: Condition::Stopped, reason: "no paper".into(), ..offer(LASER) };
+    printers::register(&shop.app, &shop.pc, stopped).await.unwrap();
+    assert_eq!(why(), "the printer is stopped: no paper");
+    let other = Watcher::open(shop.app.clone(), &shop.other).unwrap();
+    drop(other);
+    assert_eq!(condition().await, Condition::Stopped, "another machine's watch says nothing of this one");
+}
+
+#[tokio::test]
+async fn a_pin_is_stated_by_whoever_releases_and_is_given_up_after_a_day() {
+    let shop = Shop::new().await;
+    let with_pin = async || {
+        let new = NewJob { pin: Some(Pin::new("0815", [1; 16])), ..new_job(LASER) };
+        fresh(submit(&shop.app, &shop.anna, new, b"3", Once::always()).await.unwrap())
+    };
+    let (job, forgotten) = (with_pin().await, with_pin().await);
+    assert_eq!(print::state(&job), JobState::Held);
+    let release =
+        async |who: &Caller, pin: Option<&str>| jobs::release(&shop.app, who, id(&job), pin.map(str::to_owned)).await;
+    refused(release(&shop.anna, None).await, Reason::PinWrong);
+    refused(release(&shop.chef, Some("1111")).await, Reason::PinWrong);
+    refused(release(&shop.carl, Some("0815")).await, Reason::PrintJobUnknown);
+    let kept = shop.job(&job).pin.unwrap();
+    assert_eq!(kept.wrong, 1, "a guess is on disk");
+    for _ in 0..4 {
+        refused(release(&shop.anna, Some("1111")).await, Reason::PinWrong);
+    }
+    refused(release(&shop.anna, Some("0815")).await, Reason::PinWrong);
+    assert_eq!(owner::claim(&shop.app, &shop.pc, id(&job), SPOOL).await.unwrap().attempt, 0, "nobody takes it");
+    shop.office.advance(5 * 60);
+    let released = release(&shop.anna, Some("0815")).await.unwrap();
+    assert_eq!((print::state(&released), released.pin), (JobState::Pending, None));
+    // The other one: nobody states its PIN.
+    shop.office.advance(24 * 3600 - 5 * 60 - 1);
+    upkeep::pass(&shop.app).await.unwrap();
+    assert_eq!(print::state(&shop.job(&forgotten)), JobState::Held);
+    shop.office.advance(2);
+    upkeep::pass(&shop.app).await.unwrap();
+    let ended = shop.job(&forgotten);
+    assert_eq!((print::state(&ended), ended.state_reason.as_str()), (JobState::Aborted, upkeep::NO_PIN));
+    assert_eq!(print::state(&shop.job(&job)), JobState::Pending, "one that was released waits as others do");
+    assert_eq!(shop.documents(), 1);
+}
+
+#[tokio::test]
+async fn a_priority_is_its_persons_and_the_managers_to_set() {
+    let shop = Shop::new().await;
+    let job = shop.print(b"1").await;
+    let set = async |who: &Caller, to| jobs::set_priority(&shop.app, who, id(&job), to).await;
+    assert_eq!(print::priority(&job), 50);
+    assert_eq!(set(&shop.anna, 80).await.unwrap().priority, 80);
+    assert_eq!(set(&shop.bert, 20).await.unwrap().priority, 20, "bert manages the printer");
+    refused(set(&shop.carl, 90).await, Reason::PrintJobUnknown);
+    jobs::cancel(&shop.app, &shop.anna, id(&job)).await.unwrap();
+    refused(set(&shop.anna, 90).await, Reason::PrintJobEnded);
 }
 
 #[tokio::test]
@@ -723,7 +831,7 @@ async fn play(steps: Vec<Step>) {
             }
             Step::Release(job) => {
                 let Some(job) = at(job) else { continue };
-                let _ = jobs::release(&app, &shop.chef, job).await;
+                let _ = jobs::release(&app, &shop.chef, job, None).await;
             }
             Step::Move(first) => {
                 let to = DeviceId([if first { 1 } else { 2 }; 32]).to_string();

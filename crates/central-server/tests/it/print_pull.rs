@@ -51,8 +51,12 @@ struct Disk {
     paper: Vec<(Uuid, Vec<u8>)>,
     /// How often a job's document was asked for.
     accepts: HashMap<Uuid, u32>,
+    /// In which order jobs came.
+    order: Vec<Uuid>,
     /// The printer prints by itself.
     ready: bool,
+    /// The printer's name, if it is another one than the usual.
+    offers: Option<&'static str>,
     /// A document is stopped after so many bytes, until this is cancelled.
     gate: Option<(usize, CancellationToken)>,
     /// Why documents are not taken.
@@ -109,7 +113,7 @@ impl PulledPrinter for Spool {
 
     async fn printers(&self) -> Result<Vec<OfferedPrinter>> {
         Ok(vec![OfferedPrinter {
-            name: "laser".into(),
+            name: self.disk.lock().offers.unwrap_or("laser").into(),
             description: String::new(),
             location: String::new(),
             formats: Vec::new(),
@@ -128,6 +132,7 @@ impl PulledPrinter for Spool {
         let (mut data, refuse) = {
             let mut disk = self.disk.lock();
             *disk.accepts.entry(job.id).or_default() += 1;
+            disk.order.push(job.id);
             if disk.jobs.contains_key(&job.id) {
                 return Ok(());
             }
@@ -167,6 +172,13 @@ impl PulledPrinter for Spool {
 
     async fn state(&self, job: Uuid) -> Result<Option<JobReport>> {
         Ok(self.disk.lock().jobs.get(&job).map(|(_, report)| report.clone()))
+    }
+
+    async fn prioritize(&self, job: Uuid, priority: u8) -> Result<()> {
+        if let Some((job, _)) = self.disk.lock().jobs.get_mut(&job) {
+            job.priority = priority;
+        }
+        Ok(())
     }
 
     async fn cancel(&self, job: Uuid, why: &str) -> Result<()> {
@@ -317,6 +329,51 @@ async fn jobs_are_pulled_printed_and_forgotten() {
     assert_eq!(paper.len(), 2);
     assert!(paper.iter().any(|(_, d)| *d == document(700_000, 1)) && paper.iter().any(|(_, d)| *d == document(10, 2)));
     until("the spool has forgotten both", || async { spool.known() == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_urgent_is_taken_first_and_what_becomes_urgent_is_moved_up_where_it_is() {
+    let shop = Shop::new().await;
+    let spool = Spool::new(false);
+    let mut anna = shop.anna();
+    let mut ids = Vec::new();
+    for priority in [10, 50, 90] {
+        let v1::PrintRequest { part: Some(Part::Header(mut header)) } = messages(Uuid::new_v4(), b"x")[0].clone()
+        else {
+            panic!()
+        };
+        header.priority = priority;
+        let first = v1::PrintRequest { part: Some(Part::Header(header)) };
+        let all = vec![first, messages(Uuid::new_v4(), b"x")[1].clone()];
+        ids.push(anna.print(tokio_stream::iter(all)).await.unwrap().into_inner().id);
+    }
+    let _puller = shop.pull(&spool);
+    for id in &ids {
+        until_state(&anna, id, v1::PrintJobState::Taken).await;
+    }
+    let uuid = |id: &String| Uuid::parse_str(id).unwrap();
+    assert_eq!(spool.disk.lock().order.last().copied(), Some(uuid(&ids[0])), "the least urgent one is the last");
+    let request = v1::SetPrintJobPriorityRequest { id: ids[0].clone(), priority: 100 };
+    anna.set_print_job_priority(request).await.unwrap();
+    until("it is moved up in the spool", || async {
+        spool.disk.lock().jobs.get(&uuid(&ids[0])).is_some_and(|(job, _)| job.priority == 100)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_printer_that_went_while_there_was_no_connection_is_withdrawn_by_the_next() {
+    let shop = Shop::new().await;
+    let spool = Spool::new(false);
+    let mut anna = shop.anna();
+    let job = print(&mut anna, b"x").await;
+    // The program was off meanwhile, and comes back with another printer.
+    spool.disk.lock().offers = Some("inkjet");
+    let _puller = shop.pull(&spool);
+    let ended = until_state(&anna, &job.id, v1::PrintJobState::Canceled).await;
+    assert_eq!(ended.state_reason, "the printer was removed");
+    let list = v1::ListPrintersRequest::default();
+    assert!(anna.list_printers(list).await.unwrap().into_inner().printers.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -221,3 +221,42 @@ async fn a_cancellation_reaches_the_machine_that_has_the_job() {
     drop(jobs);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_with_a_pin_waits_for_it_and_the_machine_is_told_of_priorities() {
+    let server = TestServer::start().await;
+    let machine = server.join().await;
+    let pc = register(&server, &machine, "laser").await;
+    everyone_prints(&server, "laser").await;
+    let mut anna = client(&server.user("anna", Role::Member).await);
+    let request_id = Uuid::from_u128(7).to_string();
+    let with_pin = |pin: &str| {
+        let v1::PrintRequest { part: Some(Part::Header(mut header)) } = header("laser", &request_id) else { panic!() };
+        (header.pin, header.priority) = (pin.into(), 70);
+        vec![v1::PrintRequest { part: Some(Part::Header(header)) }, data(b"secret")]
+    };
+    assert!(send(&mut anna, with_pin("123")).await.expect_err("too short").is(Reason::FieldInvalid));
+    let job = send(&mut anna, with_pin("0815")).await.unwrap();
+    assert_eq!((job.state(), job.needs_pin, job.priority), (v1::PrintJobState::Held, true, 70));
+    assert_eq!(send(&mut anna, with_pin("0815")).await.unwrap().id, job.id, "the same request");
+    let release = |pin: &str| v1::ReleasePrintJobRequest { id: job.id.clone(), pin: pin.into() };
+    for wrong in ["", "4711"] {
+        let error = Error::from(anna.release_print_job(release(wrong)).await.unwrap_err());
+        assert!(error.is(Reason::PinWrong), "{error:?}");
+    }
+    let released = anna.release_print_job(release("0815")).await.unwrap().into_inner();
+    assert_eq!((released.state(), released.needs_pin), (v1::PrintJobState::Pending, false));
+    let mut jobs = watch(&pc).await;
+    assert_eq!(told(&mut jobs).await[0].priority, 70);
+    let claim = v1::ClaimPrintJobRequest { id: job.id.clone(), spool_id: Uuid::from_u128(9).to_string() };
+    client(&pc).claim_print_job(claim).await.unwrap();
+    assert_eq!(told(&mut jobs).await[0].state(), v1::PrintJobState::Taken);
+    let set = |priority| v1::SetPrintJobPriorityRequest { id: job.id.clone(), priority };
+    assert!(Error::from(anna.set_print_job_priority(set(0)).await.unwrap_err()).is(Reason::FieldInvalid));
+    anna.set_print_job_priority(set(90)).await.unwrap();
+    assert_eq!(told(&mut jobs).await[0].priority, 90, "also when the machine has it");
+    let too_many = v1::WithdrawOtherPrintersRequest { keep: vec!["x".into(); 65] };
+    assert!(Error::from(client(&pc).withdraw_other_printers(too_many).await.unwrap_err()).is(Reason::FieldInvalid));
+    drop(jobs);
+    server.stop().await;
+}

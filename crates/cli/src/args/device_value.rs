@@ -90,6 +90,27 @@ impl FromStr for PrinterOutput {
     }
 }
 
+/// Which certificate of a printer is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrinterTrust {
+    /// "system", "new", or "sha256:" and a fingerprint.
+    Word(String),
+    /// A file with certificates.
+    File(PathBuf),
+}
+
+impl FromStr for PrinterTrust {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("write system, new, sha256:FINGERPRINT, or name a PEM file".to_owned()),
+            "system" | "new" => Ok(Self::Word(text.to_owned())),
+            _ if text.starts_with("sha256:") => Ok(Self::Word(text.to_owned())),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
 /// The image in a simulated drive; `none` for an empty one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscImage(pub Option<PathBuf>);
@@ -239,6 +260,15 @@ mod tests {
         for bad in ["", "folder", "folder:", "ipp:x", "http://h/", "cups:a/b", "group:a,,b", "group:x/y", "ipp://"] {
             assert!(read(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn certificates() {
+        let read = |text: &str| text.parse::<PrinterTrust>();
+        assert_eq!(read("new").unwrap(), PrinterTrust::Word("new".into()));
+        assert_eq!(read("sha256:00ff").unwrap(), PrinterTrust::Word("sha256:00ff".into()));
+        assert_eq!(read("./new").unwrap(), PrinterTrust::File("./new".into()));
+        assert!(read("").is_err());
     }
 
     #[test]

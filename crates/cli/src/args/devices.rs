@@ -1,7 +1,9 @@
 //! Printers, optical drives and disk space, of this machine and of the others.
 
 use super::Confirm;
-use super::device_value::{DiscImage, JobRef, PrinterOutput, lease_id, listen, media, media_type, page_ranges, sheets};
+use super::device_value::{
+    DiscImage, JobRef, PrinterOutput, PrinterTrust, lease_id, listen, media, media_type, page_ranges, sheets,
+};
 use super::place::{Address, yes_no};
 use super::value;
 use crate::complete::{devices, disks, drives, printers, spaces};
@@ -58,6 +60,11 @@ pub struct DeviceOptions {
     /// other printers of this machine
     #[arg(long, value_name = "OUTPUT")]
     pub output: Option<PrinterOutput>,
+    /// Of a printer with an ipps:// output: which certificate of it is believed: a PEM file with the certificate or its
+    /// authority, sha256:FINGERPRINT, system for the authorities of this machine, or new to take what it shows now. If left
+    /// out, what it shows the first time; another one is refused from then on
+    #[arg(long, value_name = "CERTIFICATE", value_hint = ValueHint::FilePath)]
+    pub trust: Option<PrinterTrust>,
     /// Of a printer: where it stands
     #[arg(long, value_name = "TEXT")]
     pub location: Option<String>,
@@ -100,6 +107,7 @@ impl DeviceOptions {
     /// Options of printers that were given.
     pub fn of_printer(&self) -> bool {
         self.output.is_some()
+            || self.trust.is_some()
             || self.location.is_some()
             || self.in_color.is_some()
             || self.duplex.is_some()
@@ -223,7 +231,7 @@ pub struct Print {
     #[arg(long, value_name = "PRINTER", add = ArgValueCompleter::new(printers))]
     pub at: Option<Address>,
     /// A printer of the office, through its central server; `atrium jobs --server-queue` shows what becomes of it
-    #[arg(long, value_name = "PRINTER", conflicts_with_all = ["at", "pin", "pin_file", "priority"])]
+    #[arg(long, value_name = "PRINTER", conflicts_with = "at")]
     pub via_server: Option<String>,
     /// How many times; at most 999
     #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=999), value_name = "N")]
@@ -246,7 +254,7 @@ pub struct Print {
     /// Wait in the queue until `atrium jobs release`
     #[arg(long)]
     pub hold: bool,
-    /// Print only when somebody says a PIN at `atrium jobs release`; it is asked for now
+    /// Print only when somebody says a PIN at `atrium jobs release` (`release-at-server`); it is asked for now
     #[arg(long)]
     pub pin: bool,
     /// The PIN from a file; - is standard input
@@ -297,6 +305,34 @@ pub enum JobsAction {
         /// Ids, as `atrium jobs --server-queue` lists them
         #[arg(required = true, value_name = "JOB")]
         jobs: Vec<String>,
+    },
+    /// Do not print jobs at the office's central server until they are released
+    #[command(after_help = "Example:\n  atrium jobs hold-at-server 0199e2a4-5b1c-7d3e-8f90-a1b2c3d4e5f6")]
+    HoldAtServer {
+        /// Ids, as `atrium jobs --server-queue` lists them
+        #[arg(required = true, value_name = "JOB")]
+        jobs: Vec<String>,
+    },
+    /// Print jobs that are held at the office's central server; the PIN is asked for if one has any
+    #[command(
+        after_help = "Examples:\n  atrium jobs release-at-server 0199e2a4-5b1c-7d3e-8f90-a1b2c3d4e5f6\n  atrium jobs release-at-server 0199e2a4-5b1c-7d3e-8f90-a1b2c3d4e5f6 --pin-file pin.txt"
+    )]
+    ReleaseAtServer {
+        /// Ids, as `atrium jobs --server-queue` lists them
+        #[arg(required = true, value_name = "JOB")]
+        jobs: Vec<String>,
+        /// The PIN from a file; - is standard input
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        pin_file: Option<PathBuf>,
+    },
+    /// Print a job of the office's central server earlier or later
+    #[command(after_help = "Example:\n  atrium jobs priority-at-server 0199e2a4-5b1c-7d3e-8f90-a1b2c3d4e5f6 90")]
+    PriorityAtServer {
+        /// Its id, as `atrium jobs --server-queue` lists it
+        job: String,
+        /// 1 to 100; higher is earlier
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
+        priority: u32,
     },
     /// Do not print them until they are released
     #[command(after_help = "Example:\n  atrium jobs hold laser#12")]

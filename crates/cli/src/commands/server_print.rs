@@ -6,6 +6,7 @@ use crate::connect::Office;
 use crate::exit::Exit;
 use crate::output::format::{bytes, count, minute, pad, rfc3339, safe};
 use crate::output::schema::{Grant, ServerPrintJob, ServerPrinter, right_word};
+use crate::prompt::{self, Secret};
 use ::bytes::Bytes;
 use common::error::{Error, Reason, Result};
 use common::retry::{RetryPolicy, retry};
@@ -26,7 +27,7 @@ const STDIN_MAX: u64 = 64 << 20;
 const PAGE: u32 = 500;
 
 /// What to print on a printer of the server, and how.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct ServerPrint {
     /// Files; "-" is standard input.
     pub files: Vec<PathBuf>,
@@ -36,6 +37,10 @@ pub struct ServerPrint {
     pub options: v1::PrintOptions,
     /// Wait until it is released.
     pub hold: bool,
+    /// 1 to 100; 0: the usual one.
+    pub priority: u32,
+    /// Wait until somebody states this.
+    pub pin: Option<Secret>,
     /// The job's name; empty: the file's.
     pub name: String,
     /// Media type; empty: found out at the printer.
@@ -54,7 +59,11 @@ pub async fn print(c: &Context, what: ServerPrint) -> Result<Exit> {
         let printed = match hand_over(&office, &what, file).await {
             Ok(job) => {
                 let job = ServerPrintJob::from(&job);
-                let hint = if what.hold { "held until it is released" } else { "handed over" };
+                let hint = match (job.needs_pin, what.hold) {
+                    (true, _) => "held until its PIN is stated",
+                    (false, true) => "held until it is released",
+                    (false, false) => "handed over",
+                };
                 c.out.changed(&job, |j| format!("{}  {} is {hint} for {}", j.id, safe(&j.name), safe(&j.printer)))
             }
             Err(error) => Err(error),
@@ -93,6 +102,8 @@ async fn hand_over(office: &Office, what: &ServerPrint, file: &Path) -> Result<v
         size_bytes,
         sheets: 0,
         request_id: request_id(),
+        priority: what.priority,
+        pin: what.pin.as_ref().map_or_else(String::new, |p| p.as_str().to_owned()),
     };
     retry(&RetryPolicy::INTERACTIVE, async |_| send(office, &header, &document).await).await
 }
@@ -198,11 +209,12 @@ pub async fn list_jobs(c: &Context, office: &Office, which: ServerJobs) -> Resul
         let page = call(office.prints().list_print_jobs(request)).await?;
         for job in &page.jobs {
             list.item(&ServerPrintJob::from(job), |j| {
+                let pin = if j.needs_pin { "  [waits for its PIN]" } else { "" };
                 let twice = if j.may_be_printed_twice { "  [may be printed twice]" } else { "" };
                 let cancel = if j.cancel_requested { "  [being canceled]" } else { "" };
                 let why = j.state_reason.as_deref().map(|r| format!("  ({})", safe(r))).unwrap_or_default();
                 format!(
-                    "{}  {}  {}  {}  {}  {}  {}{cancel}{twice}{why}",
+                    "{}  {}  {}  {}  {}  {}  {}{pin}{cancel}{twice}{why}",
                     j.id,
                     pad(&safe(&j.printer), 12),
                     pad(&safe(&j.user), 10),
@@ -223,40 +235,59 @@ pub async fn list_jobs(c: &Context, office: &Office, which: ServerJobs) -> Resul
 }
 
 /// What is done to a job at the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerJobVerb {
     /// Printed no more.
     Cancel,
     /// Not printed until it is released.
     Hold,
-    /// Printed after all.
-    Release,
+    /// Printed after all; the PIN is asked for where one is needed and none is given.
+    Release(Option<Secret>),
+    /// Printed earlier or later.
+    Priority(u32),
 }
 
 /// Does something to jobs at the server, named by their ids.
 ///
 /// # Errors
 /// Whatever the server refuses.
-pub async fn control(c: &Context, verb: ServerJobVerb, ids: &[String]) -> Result<Exit> {
+pub async fn control(c: &Context, ids: &[String], verb: ServerJobVerb) -> Result<Exit> {
     let office = c.office().await?;
     let mut several = Several::default();
     for id in ids {
         let id = id.clone();
-        let done = match verb {
+        let done = match &verb {
             ServerJobVerb::Cancel => call(office.prints().cancel_print_job(v1::CancelPrintJobRequest { id })).await,
             ServerJobVerb::Hold => call(office.prints().hold_print_job(v1::HoldPrintJobRequest { id })).await,
-            ServerJobVerb::Release => call(office.prints().release_print_job(v1::ReleasePrintJobRequest { id })).await,
+            ServerJobVerb::Release(pin) => release(c, &office, id, pin.as_ref()).await,
+            ServerJobVerb::Priority(priority) => {
+                let request = v1::SetPrintJobPriorityRequest { id, priority: *priority };
+                call(office.prints().set_print_job_priority(request)).await
+            }
         };
         let told = done.and_then(|job| {
             let job = ServerPrintJob::from(&job);
             c.out.changed(&job, |j| {
                 let state = if j.cancel_requested { "to be canceled at the printer" } else { j.state.as_str() };
-                format!("{}  {} is {state}", j.id, safe(&j.name))
+                format!("{}  {} is {state}, priority {}", j.id, safe(&j.name), j.priority)
             })
         });
         several.note(&c.out, told)?;
     }
     several.end(&c.out)
+}
+
+async fn release(c: &Context, office: &Office, id: String, pin: Option<&Secret>) -> Result<v1::PrintJob> {
+    let pin = match pin {
+        Some(pin) => pin.as_str().to_owned(),
+        None => {
+            let job = call(office.prints().get_print_job(v1::GetPrintJobRequest { id: id.clone() })).await?;
+            match job.needs_pin {
+                true => prompt::secret(&c.out, None, &format!("PIN of {id}"), "--pin-file")?.as_str().to_owned(),
+                false => String::new(),
+            }
+        }
+    };
+    call(office.prints().release_print_job(v1::ReleasePrintJobRequest { id, pin })).await
 }
 
 /// Lists the printers of the server.
@@ -309,6 +340,8 @@ impl From<&v1::PrintJob> for ServerPrintJob {
             sheets: j.sheets,
             may_be_printed_twice: j.may_be_printed_twice,
             cancel_requested: j.cancel_requested,
+            priority: j.priority.into(),
+            needs_pin: j.needs_pin,
             create_time: rfc3339(j.create_time.as_ref()),
             end_time: rfc3339(j.end_time.as_ref()),
         }

@@ -3,6 +3,10 @@
 mod agent;
 mod contract;
 mod devices;
+mod discs;
+mod fake_peer;
 mod parser;
+mod prints;
 mod process;
 mod reference;
+mod space;

@@ -1,6 +1,7 @@
 //! Pulling print jobs from the central server: the side of the machine that a printer hangs on.
 //!
-//! [`pull`] says every minute which printers there are and how they are, watches for their jobs, takes each into the
+//! [`pull`] says which printers there are (at the beginning, all of them: others that the server still knows of this machine
+//! are withdrawn), and every minute and with each change how they are. It watches for their jobs, takes each into the
 //! machine's own spool, and says how it goes until the server knows how it ended. All connections are opened from here, so
 //! a machine behind a firewall prints too. While the server is away nothing here matters to the machine's own printing: the
 //! loop tries again, with delays that double up to a minute, and goes on where it was.
@@ -90,6 +91,8 @@ pub struct PulledJob {
     pub format: String,
     /// How to print it.
     pub options: v1::PrintOptions,
+    /// 1 to 100; higher is earlier.
+    pub priority: u8,
     /// It was given out before, to a spool that is lost: it may be on paper already.
     pub may_be_printed_twice: bool,
 }
@@ -135,7 +138,8 @@ pub trait PulledPrinter: Send + Sync + 'static {
     /// Names the place where accepted jobs are kept. It must be another one after that place was lost or replaced.
     fn spool_id(&self) -> Uuid;
 
-    /// Printers that the office may use.
+    /// Printers that the office may use. One that is not among them is withdrawn, with its jobs: what cannot be said now is
+    /// an error.
     fn printers(&self) -> impl Future<Output = Result<Vec<OfferedPrinter>>> + Send;
 
     /// Jobs that were accepted and not forgotten.
@@ -151,6 +155,9 @@ pub trait PulledPrinter: Send + Sync + 'static {
 
     /// How a job goes; none if it was never accepted, or was forgotten.
     fn state(&self, job: Uuid) -> impl Future<Output = Result<Option<JobReport>>> + Send;
+
+    /// Prints it earlier or later than others that wait, if it waits. Harmless for jobs that are not known.
+    fn prioritize(&self, job: Uuid, priority: u8) -> impl Future<Output = Result<()>> + Send;
 
     /// Prints it no more, if it is not too late. Harmless for jobs that have ended or are not known.
     fn cancel(&self, job: Uuid, why: &str) -> impl Future<Output = Result<()>> + Send;
@@ -226,6 +233,11 @@ pub async fn pull<P: PulledPrinter>(
             return;
         }
     }
+}
+
+/// A job's priority; the server of an older version says none.
+fn priority_of(job: &v1::PrintJob) -> u8 {
+    u8::try_from(job.priority).ok().filter(|p| (1..=100).contains(p)).unwrap_or(50)
 }
 
 /// Tells the server that a printer is offered no more.

@@ -141,7 +141,8 @@ impl Client {
     /// Sends a request and gives the answer, whatever its status is.
     ///
     /// # Errors
-    /// `DEVICE_AWAY` if the printer cannot be reached, does not answer in time or answers what is not IPP.
+    /// `DEVICE_AWAY` if the printer cannot be reached, does not answer in time or answers what is not IPP;
+    /// `PRINTER_UNTRUSTED` for its certificate.
     pub async fn send(&self, request: &Message, document: Option<Vec<Piece>>) -> Result<Message> {
         let deadline = if document.is_some() { None } else { Some(ANSWER) };
         let body = body(encode(request), document.unwrap_or_default());
@@ -152,19 +153,11 @@ impl Client {
                     self.exchange(io, "localhost", body).await
                 }
                 Endpoint::Tcp { host, port, tls } => {
-                    let bare = host.trim_start_matches('[').trim_end_matches(']');
-                    let io = connect(TcpStream::connect((bare, *port))).await?;
-                    let _ = io.set_nodelay(true);
                     let authority = format!("{host}:{port}");
-                    if !tls {
-                        return self.exchange(io, &authority, body).await;
+                    match tls {
+                        true => self.exchange(self.secure(host, *port).await?, &authority, body).await,
+                        false => self.exchange(reach(host, *port).await?, &authority, body).await,
                     }
-                    let config = self.tls.clone().ok_or_else(|| {
-                        Error::new(Reason::ResourceInvalid, "no settings are given for TLS to this printer")
-                    })?;
-                    let name = ServerName::try_from(bare.to_owned()).map_err(away)?;
-                    let io = connect(tokio_rustls::TlsConnector::from(config).connect(name, io)).await?;
-                    self.exchange(io, &authority, body).await
                 }
             }
         };
@@ -184,6 +177,26 @@ impl Client {
             Some(status) if status.is_success() => Ok(answer),
             _ => Err(refusal(&answer)),
         }
+    }
+
+    /// Connects, looks at the printer's certificate and hangs up. Nothing happens with what is not reached by TLS.
+    ///
+    /// # Errors
+    /// `DEVICE_AWAY` if the printer cannot be reached, `PRINTER_UNTRUSTED`.
+    pub async fn handshake(&self) -> Result<()> {
+        match &self.target.endpoint {
+            Endpoint::Tcp { host, port, tls: true } => self.secure(host, *port).await.map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    async fn secure(&self, host: &str, port: u16) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let config = self.tls.clone().ok_or_else(|| {
+            Error::new(Reason::ResourceInvalid, "no settings are given for TLS to this printer").with("sent", "nothing")
+        })?;
+        let name = ServerName::try_from(bare(host).to_owned()).map_err(away)?;
+        let io = reach(host, port).await?;
+        connect(tokio_rustls::TlsConnector::from(config).connect(name, io)).await
     }
 
     async fn exchange<I>(&self, io: I, authority: &str, body: BoxBody<Bytes, std::io::Error>) -> Result<Message>
@@ -220,9 +233,21 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// A host without the brackets of an IPv6 address.
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+async fn reach(host: &str, port: u16) -> Result<TcpStream> {
+    let io = connect(TcpStream::connect((bare(host), port))).await?;
+    let _ = io.set_nodelay(true);
+    Ok(io)
+}
+
 /// Connects; a failure says that nothing was sent yet (see [`never_sent`]).
 async fn connect<T>(connecting: impl Future<Output = std::io::Result<T>>) -> Result<T> {
-    let connected = timeout(CONNECT, connecting).await.map_err(away).and_then(|c| c.map_err(away));
+    let failed = |error: std::io::Error| super::trust::untrusted(&error).unwrap_or_else(|| away(error));
+    let connected = timeout(CONNECT, connecting).await.map_err(away).and_then(|c| c.map_err(failed));
     connected.map_err(|error| error.with("sent", "nothing"))
 }
 

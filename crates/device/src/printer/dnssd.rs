@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use common::error::{Error, Reason, Result};
-use mdns_sd::{IfKind, ServiceDaemon, ServiceInfo};
+use mdns_sd::{IfKind, ServiceDaemon, ServiceEvent, ServiceInfo};
 
 use super::model::PrinterConfig;
 use super::service::{is_ours as mark_is_ours, make_and_model, urf};
@@ -90,6 +90,55 @@ pub fn announcement(
 /// A TXT string has at most 255 bytes, the key and '=' included.
 fn cut_txt(key: &str, value: &str) -> String {
     crate::ipp::codec::cut(value, 254 - key.len()).to_owned()
+}
+
+/// The instance and the type of service that a `dnssd:` address names, such as CUPS has of printers that it found by DNS-SD:
+/// `dnssd://Laser%20%40%20anna._ipps._tcp.local/?uuid=…`.
+fn named(uri: &str) -> Option<(String, String)> {
+    let authority = uri.strip_prefix("dnssd://")?.split(['/', '?']).next()?;
+    let mut bytes = Vec::new();
+    let mut rest = authority.as_bytes();
+    while let [first, tail @ ..] = rest {
+        (bytes, rest) = match (first, tail) {
+            (b'%', [a, b, tail @ ..]) => {
+                let digits = [*a, *b];
+                let code = std::str::from_utf8(&digits).ok().and_then(|h| u8::from_str_radix(h, 16).ok())?;
+                ([&bytes[..], &[code]].concat(), tail)
+            }
+            (other, tail) => ([&bytes[..], &[*other]].concat(), tail),
+        };
+    }
+    let name = String::from_utf8(bytes).ok()?;
+    let name = name.trim_end_matches('.');
+    let at = name.find("._ipps._tcp").or_else(|| name.find("._ipp._tcp"))?;
+    Some((name[..at].to_owned(), format!("{}.", &name[at + 1..])))
+}
+
+/// The make and model of a printer that a `dnssd:` address names, as it is announced; `None` if nothing is heard of it in
+/// time.
+pub async fn make_of(uri: &str, patience: Duration) -> Option<String> {
+    let (instance, service) = named(uri)?;
+    let daemon = ServiceDaemon::new().ok()?;
+    let found = async {
+        let answers = daemon.browse(&service).ok()?;
+        while let Ok(event) = answers.recv_async().await {
+            if let ServiceEvent::ServiceResolved(info) = event
+                && instance_of(info.get_fullname(), &service).eq_ignore_ascii_case(&instance)
+            {
+                return info.get_property_val_str("ty").map(str::to_owned);
+            }
+        }
+        None
+    };
+    let found = tokio::time::timeout(patience, found).await.ok().flatten();
+    let _ = daemon.shutdown();
+    found
+}
+
+/// The instance in a full name, without the escapes of dots.
+fn instance_of(full: &str, service: &str) -> String {
+    let name = full.get(..full.len().saturating_sub(service.len() + 1)).unwrap_or(full);
+    name.replace("\\.", ".")
 }
 
 /// Announces printers until it is stopped.
@@ -217,6 +266,24 @@ mod tests {
         assert!(get("URF").unwrap().starts_with("V1.4,CP1,W8,SRGB24,RS300-600"), "iOS shows nothing without it");
         assert!(get("pdl").unwrap().contains("image/urf"));
         assert_eq!(get("TLS"), Some("1.2"));
+    }
+
+    #[test]
+    fn the_address_of_a_printer_that_cups_found_is_read() {
+        let named = |uri: &str| named(uri).map(|(i, s)| (i, s));
+        let laser = ("Laser @ anna".to_owned(), "_ipps._tcp.local.".to_owned());
+        assert_eq!(named("dnssd://Laser%20%40%20anna._ipps._tcp.local/?uuid=1"), Some(laser.clone()));
+        assert_eq!(named("dnssd://Laser%20@%20anna._ipps._tcp.local./cups"), Some(laser));
+        assert_eq!(named("dnssd://a%20._ipp._tcp.local").unwrap().1, "_ipp._tcp.local.");
+        for bad in [
+            "dnssd://laser",
+            "ipp://laser._ipp._tcp.local/",
+            "dnssd://%zz._ipp._tcp.local/",
+            "dnssd://%ff._ipp._tcp.local",
+        ] {
+            assert_eq!(named(bad), None, "{bad}");
+        }
+        assert_eq!(instance_of("La\\.ser._ipp._tcp.local.", "_ipp._tcp.local."), "La.ser");
     }
 
     #[test]

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+pub use common::model::Pin;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::ipp::trust::Trust;
 use crate::model::Caller;
 
 /// The number of a job: unique on its node, never given twice.
@@ -261,38 +263,6 @@ pub struct Document {
     pub canceled: bool,
 }
 
-/// A number that must be stated to release a job, and the guesses so far.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Pin {
-    /// Random.
-    pub salt: [u8; 16],
-    /// BLAKE3 of salt and PIN.
-    pub hash: [u8; 32],
-    /// Wrong ones since the last lock.
-    pub wrong: u8,
-    /// No guess is looked at before this time.
-    pub locked_until_ms: u64,
-}
-
-impl Pin {
-    /// Keeps a PIN.
-    pub fn new(pin: &str, salt: [u8; 16]) -> Self {
-        Self { salt, hash: Self::digest(pin, &salt), wrong: 0, locked_until_ms: 0 }
-    }
-
-    /// True if it is this one.
-    pub fn is(&self, pin: &str) -> bool {
-        use subtle::ConstantTimeEq;
-        self.hash.ct_eq(&Self::digest(pin, &self.salt)).into()
-    }
-
-    fn digest(pin: &str, salt: &[u8; 16]) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new_derive_key("atrium 2026 print job pin");
-        hasher.update(salt).update(pin.as_bytes());
-        *hasher.finalize().as_bytes()
-    }
-}
-
 /// A print job.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Job {
@@ -403,6 +373,9 @@ pub enum Destination {
     Ipp {
         /// Its URI.
         uri: String,
+        /// Which certificate of it is believed, for `ipps:`.
+        #[serde(default)]
+        trust: Trust,
     },
 }
 
@@ -641,13 +614,6 @@ mod tests {
         for bad in ["", "-a", "_x", "A", "a/b", "..", "a.b", "a b", "ü", &"x".repeat(64)] {
             assert!(!valid_name(bad), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_pin_is_known_and_not_stored() {
-        let pin = Pin::new("0815", [7; 16]);
-        assert!(pin.is("0815") && !pin.is("0816") && !pin.is(""));
-        assert!(!serde_json::to_string(&pin).unwrap().contains("0815"));
     }
 
     #[test]

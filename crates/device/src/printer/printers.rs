@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::clock::{SharedClock, SystemClock};
 use common::error::{Error, Reason, Result};
+use common::model::pin::{pin_locked, pin_wrong};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -41,8 +42,6 @@ pub struct Options {
     pub dir: PathBuf,
     /// Tells the time.
     pub clock: SharedClock,
-    /// Which certificates of `ipps:` printers are believed.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
     /// How often an output that is not ready is asked.
     pub probe_every: Duration,
     /// How often an idle output is asked, so that its state is known before somebody prints.
@@ -59,7 +58,6 @@ impl Options {
         Self {
             dir: dir.into(),
             clock: Arc::new(SystemClock),
-            tls: None,
             probe_every: Duration::from_secs(2),
             idle_probe_every: Duration::from_secs(30),
             reserve_bytes: 256 << 20,
@@ -441,11 +439,8 @@ pub(super) fn refused(refusal: Refusal) -> Error {
         Refusal::NotNow(why) => {
             Error::new(Reason::PrintJobEnded, format!("this is not possible with the job: {why}")).why_is(why)
         }
-        Refusal::PinWrong(left) => Error::new(Reason::PinWrong, format!("the PIN is wrong; {left} tries are left")),
-        Refusal::PinLocked(until) => {
-            Error::new(Reason::PinWrong, "too many PINs were wrong; the job is locked for some minutes")
-                .with("locked_until_ms", until)
-        }
+        Refusal::PinWrong(left) => pin_wrong(left),
+        Refusal::PinLocked(until) => pin_locked(until),
         Refusal::Full => Error::new(Reason::QueueLimit, "the print queue is full"),
         Refusal::Unsuitable => Error::new(Reason::PrintFormatUnknown, "no output of this printer can print such a job")
             .why_is("the printer lacks the colour, sides, size or document format that the job asks for")

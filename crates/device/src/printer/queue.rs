@@ -23,17 +23,14 @@ mod event;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use common::model::Guess;
 use serde::{Deserialize, Serialize};
+
+pub use common::model::pin::{PIN_LIFE_MS, PIN_LOCK_MS, PIN_TRIES};
 
 pub use self::event::{Action, Changes, Condition, Event, Outcome, Refusal};
 use super::model::{Capabilities, Document, Hold, Job, JobId, JobState, OutputConfig, PrinterConfig, QueueLimits};
 
-/// Wrong PINs after which a job is locked.
-pub const PIN_TRIES: u8 = 5;
-/// How long it is locked.
-pub const PIN_LOCK_MS: u64 = 5 * 60 * 1000;
-/// After this time, a job that waits for its PIN is wiped.
-pub const PIN_LIFE_MS: u64 = 24 * 3600 * 1000;
 /// How long a job waits for its next document (`multiple-operation-time-out`).
 pub const DOCUMENT_WAIT_MS: u64 = 120_000;
 
@@ -334,20 +331,11 @@ impl Queue {
     fn on_release(&mut self, id: JobId, pin: Option<&str>, now: u64, actions: &mut Vec<Action>) -> Result<(), Refusal> {
         let job = self.waiting_job(id)?;
         if let Some(kept) = &mut job.pin {
-            if now < kept.locked_until_ms {
-                return Err(Refusal::PinLocked(kept.locked_until_ms));
+            match kept.guess(pin, now) {
+                Guess::Right => job.pin = None,
+                Guess::Wrong(left) => return Err(Refusal::PinWrong(left)),
+                Guess::Locked(until) => return Err(Refusal::PinLocked(until)),
             }
-            let Some(pin) = pin else { return Err(Refusal::PinWrong(PIN_TRIES - kept.wrong)) };
-            if !kept.is(pin) {
-                kept.wrong += 1;
-                let left = PIN_TRIES.saturating_sub(kept.wrong);
-                if left == 0 {
-                    (kept.wrong, kept.locked_until_ms) = (0, now + PIN_LOCK_MS);
-                    return Err(Refusal::PinLocked(now + PIN_LOCK_MS));
-                }
-                return Err(Refusal::PinWrong(left));
-            }
-            job.pin = None;
         }
         if job.hold.take().is_none() && job.state != JobState::Held {
             return Err(Refusal::NotNow("it is not held"));

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atrium_device::ipp::client::{Client, Piece, Target, read_answer};
-use atrium_device::ipp::{Message, Operation, Status, Value, encode, group};
+use atrium_device::ipp::trust::{first_use, peek};
+use atrium_device::ipp::{Message, Operation, Status, Trust, Value, encode, group};
 use atrium_device::model::Caller;
 use atrium_device::printer::fault::Switch;
 use atrium_device::printer::output::Fault;
@@ -19,6 +20,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+/// How often outputs are asked how they are.
+const PROBE: Duration = Duration::from_millis(10);
+
 /// A printer in a directory, served on a port.
 struct Node {
     printers: Printers,
@@ -30,8 +34,13 @@ struct Node {
 
 async fn open(dir: &Path) -> (Printers, Switch) {
     let (faults, switch) = Faults::switched();
-    let options =
-        Options { faults, probe_every: Duration::from_millis(10), reserve_bytes: 0, ..Options::new(dir.join("state")) };
+    let options = Options {
+        faults,
+        probe_every: PROBE,
+        idle_probe_every: PROBE,
+        reserve_bytes: 0,
+        ..Options::new(dir.join("state"))
+    };
     (Printers::open(options).await.unwrap(), switch)
 }
 
@@ -75,6 +84,11 @@ impl Node {
     }
 }
 
+/// A printer that is reached without TLS.
+fn ipp(uri: &str) -> Destination {
+    Destination::Ipp { uri: uri.to_owned(), trust: Trust::default() }
+}
+
 /// The boss may do everything, nobody nothing, others print.
 struct Careful;
 impl Access for Careful {
@@ -90,22 +104,6 @@ impl Access for Careful {
 fn files(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     entries.map(|e| e.unwrap().path()).filter(|p| !p.file_name().unwrap().to_str().unwrap().starts_with('.')).collect()
-}
-
-async fn until(printers: &Printers, so: impl Fn(&Printers) -> bool) {
-    let mut changes = printers.watch();
-    tokio::time::timeout(Duration::from_secs(60), async {
-        while !so(printers) {
-            changes.changed().await.unwrap();
-        }
-    })
-    .await
-    .expect("it does not come to that");
-}
-
-async fn over(printers: &Printers, id: JobId) -> Job {
-    until(printers, |p| p.job(id).unwrap().state.is_over()).await;
-    printers.job(id).unwrap()
 }
 
 fn anna() -> Who {
@@ -124,11 +122,11 @@ async fn a_printer_prints_to_another_one_and_learns_what_it_printed() {
     let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let far_node = Node::start(far.path(), Open, |_| {}).await;
     let near_node = Node::start(near.path(), Open, |c| {
-        c.outputs[0].destination = Destination::Ipp { uri: far_node.uri.clone() };
+        c.outputs[0].destination = ipp(&far_node.uri);
     })
     .await;
     let job = submit(&near_node.printers, Ticket { copies: 2, ..Ticket::default() }, &pdf::sample(3, "far")).await;
-    let job = over(&near_node.printers, job.id).await;
+    let job = near_node.printers.over(job.id).await.unwrap();
     assert_eq!((job.state, job.impressions_done), (JobState::Completed, 6));
     assert_eq!(files(&far.path().join("out")).len(), 1);
     let there = far_node.printers.jobs(None, |_| true, 10).unwrap();
@@ -141,7 +139,7 @@ async fn a_crash_before_the_far_printers_answer_doubles_nothing() {
         let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let far_node = Node::start(far.path(), Open, |_| {}).await;
         let (printers, switch) = open(near.path()).await;
-        printers.put(PrinterConfig::new("laser", Destination::Ipp { uri: far_node.uri.clone() })).await.unwrap();
+        printers.put(PrinterConfig::new("laser", ipp(&far_node.uri))).await.unwrap();
         printers.pause("laser", true).await.unwrap();
         let job = submit(&printers, Ticket::default(), &pdf::sample(1, "once")).await;
         switch.die_at(point, 1);
@@ -157,7 +155,7 @@ async fn a_crash_before_the_far_printers_answer_doubles_nothing() {
         printers.close().await;
         drop(printers);
         let (printers, _) = open(near.path()).await;
-        assert_eq!(over(&printers, job.id).await.state, JobState::Completed, "{point}");
+        assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed, "{point}");
         assert_eq!(files(&far.path().join("out")).len(), 1, "{point}");
         assert_eq!(far_node.printers.jobs(None, |_| true, 10).unwrap().len(), 1, "{point}");
         assert!(!far_node.switch.is_dead());
@@ -173,9 +171,9 @@ async fn a_far_printer_that_is_off_or_refuses_is_waited_for() {
     drop(reserved);
     let (printers, _) = open(near.path()).await;
     let uri = format!("ipp://{address}/ipp/print");
-    printers.put(PrinterConfig::new("laser", Destination::Ipp { uri })).await.unwrap();
+    printers.put(PrinterConfig::new("laser", ipp(&uri))).await.unwrap();
     let job = submit(&printers, Ticket::default(), &pdf::sample(1, "later")).await;
-    until(&printers, |p| p.get("laser").unwrap().state == PrinterState::Stopped).await;
+    printers.until(|p| p.get("laser").unwrap().state == PrinterState::Stopped).await.unwrap();
     assert_eq!(printers.get("laser").unwrap().reasons, ["connecting-to-device"]);
     // It is switched on.
     let (far_printers, _) = open(far.path()).await;
@@ -184,14 +182,14 @@ async fn a_far_printer_that_is_off_or_refuses_is_waited_for() {
     let listener = TcpListener::bind(address).await.unwrap();
     let service = Service::new(far_printers.clone(), Arc::new(Open), ServiceOptions::default());
     tokio::spawn(async move { service.serve(listener, None, Some("laser".into()), CancellationToken::new()).await });
-    assert_eq!(over(&printers, job.id).await.state, JobState::Completed);
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
     // It runs out of paper in its queue; what waits there is seen here, and canceled there when it is canceled here.
     far_printers.set_fault("laser", "laser", Fault::Empty).unwrap();
     let job = submit(&printers, Ticket::default(), &pdf::sample(1, "never")).await;
-    until(&far_printers, |p| p.get("laser").unwrap().jobs == 1).await;
+    far_printers.until(|p| p.get("laser").unwrap().jobs == 1).await.unwrap();
     let verb = atrium_device::printer::Verb::Cancel;
     printers.control(job.id, &anna(), false, verb).await.unwrap();
-    assert_eq!(over(&printers, job.id).await.state, JobState::Canceled);
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Canceled);
     assert_eq!(far_printers.get("laser").unwrap().jobs, 0);
 }
 
@@ -269,7 +267,7 @@ async fn chunked_requests_that_wait_for_100_continue_are_served() {
     let answer = answer(&mut stream).await;
     assert_eq!(answer.status(), Some(Status::Ok));
     let id = answer.group(group::JOB).unwrap().int("job-id").unwrap();
-    over(&node.printers, JobId(id as u32)).await;
+    node.printers.over(JobId(id as u32)).await.unwrap();
     assert_eq!(std::fs::read(&files(&dir.path().join("out"))[0]).unwrap(), content);
 }
 
@@ -297,7 +295,7 @@ async fn jobs_of_several_documents_and_pins_work_over_ipp() {
     assert_eq!(node.ask(&release).await.status(), Some(Status::NotAuthorized));
     release.group_mut(group::OPERATION).put("job-password", Value::OctetString("4711".into()));
     assert_eq!(node.ask(&release).await.status(), Some(Status::Ok));
-    over(&node.printers, JobId(id as u32)).await;
+    node.printers.over(JobId(id as u32)).await.unwrap();
     assert_eq!(files(&dir.path().join("out")).len(), 2);
 }
 
@@ -313,7 +311,7 @@ async fn events_are_pulled_in_order() {
     let id = made.group(group::SUBSCRIPTION).unwrap().int("notify-subscription-id").unwrap();
     for _ in 0..3 {
         let made = node.print("anna", &pdf::sample(1, "x")).await;
-        over(&node.printers, JobId(made.group(group::JOB).unwrap().int("job-id").unwrap() as u32)).await;
+        node.printers.over(JobId(made.group(group::JOB).unwrap().int("job-id").unwrap() as u32)).await.unwrap();
     }
     let mut pull = node.request(Operation::GetNotifications, "anna");
     pull.group_mut(group::OPERATION).put("notify-subscription-ids", Value::Integer(id));
@@ -329,4 +327,107 @@ async fn events_are_pulled_in_order() {
     let mut other = node.request(Operation::CancelSubscription, "eve");
     other.group_mut(group::OPERATION).put("notify-subscription-id", Value::Integer(id));
     assert_eq!(node.ask(&other).await.status(), Some(Status::NotAuthorized));
+}
+
+/// Where a printer is served by TLS, and the certificate that it shows.
+struct Secure {
+    uri: String,
+    certificate: rcgen::CertifiedKey<rcgen::KeyPair>,
+}
+
+/// Serves a printer by TLS, at this address, with a certificate that it made itself.
+async fn serve_tls(printers: &Printers, at: &str, until: CancellationToken) -> Secure {
+    let certificate = rcgen::generate_simple_self_signed(vec!["printer".to_owned()]).unwrap();
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(certificate.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.cert.der().clone()], key.into())
+        .unwrap();
+    let listener = TcpListener::bind(at).await.unwrap();
+    let uri = format!("ipps://{}/ipp/print", listener.local_addr().unwrap());
+    let service = Service::new(printers.clone(), Arc::new(Open), ServiceOptions::default());
+    tokio::spawn(async move { service.serve(listener, Some(Arc::new(config)), Some("laser".into()), until).await });
+    Secure { uri, certificate }
+}
+
+async fn far_printers(dir: &Path) -> Printers {
+    let (printers, _) = open(dir).await;
+    let folder = Destination::Folder { path: dir.join("out"), pages_per_minute: None };
+    printers.put(PrinterConfig::new("laser", folder)).await.unwrap();
+    printers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_printer_with_a_certificate_of_its_own_is_pinned_and_another_certificate_is_refused() {
+    let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let far_printers = far_printers(far.path()).await;
+    let stop = CancellationToken::new();
+    let secure = serve_tls(&far_printers, "127.0.0.1:0", stop.clone()).await;
+    let target = Target::of_uri(&secure.uri).unwrap();
+    assert_eq!(peek(&target).await.unwrap(), secure.certificate.cert.der().to_vec());
+    let pinned = first_use(&target).await.unwrap();
+    assert_eq!(pinned, Trust::pin(secure.certificate.cert.der()), "no authority knows it");
+
+    let (printers, _) = open(near.path()).await;
+    let to =
+        |trust: &Trust| PrinterConfig::new("laser", Destination::Ipp { uri: secure.uri.clone(), trust: trust.clone() });
+    for trust in [&pinned, &Trust::Given(secure.certificate.cert.pem())] {
+        printers.put(to(trust)).await.unwrap();
+        let job = submit(&printers, Ticket::default(), &pdf::sample(1, "secret")).await;
+        assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
+    }
+    assert_eq!(files(&far.path().join("out")).len(), 2);
+
+    // Nobody vouches for it: nothing is sent, and it says so.
+    let stands = |p: &Printers| {
+        let view = p.get("laser").unwrap();
+        view.state == PrinterState::Stopped && view.reasons == ["certificate-untrusted"]
+    };
+    let other = rcgen::generate_simple_self_signed(vec!["printer".to_owned()]).unwrap();
+    for trust in [Trust::System, Trust::Given(other.cert.pem())] {
+        printers.put(to(&trust)).await.unwrap();
+        printers.until(stands).await.unwrap();
+    }
+    printers.put(to(&pinned)).await.unwrap();
+    printers.until(|p| p.get("laser").unwrap().state == PrinterState::Idle).await.unwrap();
+
+    // Another printer, or somebody in between, at the same address: the job waits, and is not sent there.
+    stop.cancel();
+    let at = secure.uri.trim_start_matches("ipps://").split('/').next().unwrap().to_owned();
+    until_free(&at).await;
+    let again = CancellationToken::new();
+    let new = serve_tls(&far_printers, &at, again.clone()).await;
+    let job = submit(&printers, Ticket::default(), &pdf::sample(1, "secret")).await;
+    printers.until(stands).await.unwrap();
+    assert!(!printers.job(job.id).unwrap().state.is_over());
+    assert_eq!(files(&far.path().join("out")).len(), 2);
+    let told = Client::new(target.clone(), Some(pinned.config().unwrap())).handshake().await.unwrap_err();
+    assert!(told.is(common::error::Reason::PrinterUntrusted));
+    let shown = Trust::pin(new.certificate.cert.der()).to_string();
+    assert_eq!(told.detail("certificate"), Some(shown.as_str()));
+    assert!(told.why().contains(&shown) && told.fix().contains("--trust new"), "{} {}", told.why(), told.fix());
+    // It is looked at anew: the job that waited is printed.
+    printers.put(to(&Trust::pin(&peek(&target).await.unwrap()))).await.unwrap();
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
+    assert_eq!(files(&far.path().join("out")).len(), 3);
+    // What is kept is read again.
+    printers.close().await;
+    drop(printers);
+    let (printers, _) = open(near.path()).await;
+    let job = submit(&printers, Ticket::default(), &pdf::sample(1, "after a restart")).await;
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
+    again.cancel();
+}
+
+/// Waits until nobody listens there any more.
+async fn until_free(at: &str) {
+    let free = tokio::time::timeout(Duration::from_secs(30), async {
+        while TcpListener::bind(at).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    free.await.expect("the address is not given back");
 }

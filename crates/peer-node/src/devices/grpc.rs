@@ -8,6 +8,7 @@ use super::Devices;
 use super::address::{self, Target};
 use super::remote::{Client, MESSAGE_MAX};
 use crate::net::NodeIdentity;
+use bytes::Bytes;
 use common::error::{Error, Reason, Result};
 use common::model::DeviceId;
 use common::status::to_status;
@@ -114,20 +115,86 @@ impl DeviceGrpc {
         };
         aimed.await.map_err(|e: Error| to_status(&e))
     }
+
+    /// A call that is a stream, done here or passed on.
+    async fn streamed<M: Streamed, R>(
+        &self,
+        request: Request<Streaming<M>>,
+        here: impl FnOnce(Devices, DeviceId, M::Header, Asked<M::Part>) -> BoxFuture<'static, Result<R>> + Send,
+        there: impl FnOnce(Client, ReceiverStream<M>) -> BoxFuture<'static, Result<Response<R>, Status>> + Send,
+    ) -> Result<Response<R>, Status> {
+        let caller = self.caller(request.extensions())?;
+        let (mut header, rest) = begin(request.into_inner()).await?;
+        match self.aim(&caller, M::device(&mut header)).await? {
+            Aim::Here(name) => {
+                *M::device(&mut header) = name;
+                reply(here(self.devices.clone(), caller, header, rest).await)
+            }
+            Aim::There(client, name) => {
+                *M::device(&mut header) = name;
+                pass_on(M::of_header(header), rest, |messages| there(*client, messages)).await
+            }
+        }
+    }
+}
+
+/// A message of a call that begins with a header and goes on with parts.
+trait Streamed: Send + Sized + 'static {
+    type Header: Send + 'static;
+    type Part: Send + 'static;
+    /// The header, if it is one.
+    fn header(self) -> Option<Self::Header>;
+    /// The part, if it is one.
+    fn part(self) -> Option<Self::Part>;
+    fn of_header(header: Self::Header) -> Self;
+    fn of_part(part: Self::Part) -> Self;
+    /// The device that the call is about.
+    fn device(header: &mut Self::Header) -> &mut String;
+}
+
+macro_rules! streamed {
+    ($($Message:ident in $module:ident: $Header:ident, then $Part:ty, by $whole:pat => $part:expr, $wrap:expr;)*) => {$(
+        impl Streamed for wire::$Message {
+            type Header = wire::$Header;
+            type Part = $Part;
+            fn header(self) -> Option<Self::Header> {
+                match self.part {
+                    Some(wire::$module::Part::Header(header)) => Some(header),
+                    _ => None,
+                }
+            }
+            fn part(self) -> Option<Self::Part> {
+                match self.part {
+                    Some($whole) => Some($part),
+                    _ => None,
+                }
+            }
+            fn of_header(header: Self::Header) -> Self {
+                Self { part: Some(wire::$module::Part::Header(header)) }
+            }
+            fn of_part(part: Self::Part) -> Self {
+                Self { part: Some($wrap(part)) }
+            }
+            fn device(header: &mut Self::Header) -> &mut String {
+                &mut header.device
+            }
+        }
+    )*};
+}
+
+streamed! {
+    PrintRequest in print_request: PrintHeader, then Bytes,
+        by wire::print_request::Part::Data(data) => data, wire::print_request::Part::Data;
+    PutObjectRequest in put_object_request: PutObjectHeader, then Bytes,
+        by wire::put_object_request::Part::Data(data) => data, wire::put_object_request::Part::Data;
+    PutSealedRequest in put_sealed_request: PutSealedHeader, then wire::put_sealed_request::Part,
+        by part => part, std::convert::identity;
 }
 
 /// Splits the header off a stream of a call.
-async fn begin<M, H, T>(
-    mut messages: Streaming<M>,
-    header: impl Fn(M) -> Option<H>,
-    data: impl Fn(M) -> Result<T> + Send + 'static,
-) -> Result<(H, Asked<T>), Status>
-where
-    M: Send + 'static,
-    T: Send + 'static,
-{
+async fn begin<M: Streamed>(mut messages: Streaming<M>) -> Result<(M::Header, Asked<M::Part>), Status> {
     let Some(first) = messages.message().await? else { return missing_header() };
-    let Some(header) = header(first) else { return missing_header() };
+    let Some(header) = first.header() else { return missing_header() };
     let silent = || Error::new(Reason::DeadlineExceeded, "nothing came for two minutes");
     let rest = stream::unfold(Some(messages), move |messages| async move {
         let mut messages = messages?;
@@ -138,15 +205,14 @@ where
             Err(_) => Some((Err(silent()), None)),
         }
     });
-    Ok((header, rest.map(move |m| m.and_then(&data)).boxed()))
+    Ok((header, rest.map(|m| m.and_then(|m| m.part().ok_or_else(wrong_part))).boxed()))
 }
 
 /// Sends a call's messages on to another node. If they break off, the call there breaks off too: a part must never look
 /// like the whole.
-async fn pass_on<T: Send + 'static, M: Send + 'static, R>(
+async fn pass_on<M: Streamed, R>(
     first: M,
-    mut rest: Asked<T>,
-    wrap: fn(T) -> M,
+    mut rest: Asked<M::Part>,
     call: impl FnOnce(ReceiverStream<M>) -> BoxFuture<'static, Result<Response<R>, Status>> + Send,
 ) -> Result<Response<R>, Status> {
     let (to, messages) = mpsc::channel(2);
@@ -163,7 +229,7 @@ async fn pass_on<T: Send + 'static, M: Send + 'static, R>(
                 // The way is kept open: its end would say that this was all.
                 Err(error) => return Some((error, to)),
             }
-            next = rest.next().await.map(|part| part.map(wrap));
+            next = rest.next().await.map(|part| part.map(M::of_part));
         }
         None
     };
@@ -284,60 +350,24 @@ device_service! {
     }
 
     async fn print(&self, request: Request<Streaming<wire::PrintRequest>>) -> Result<Response<wire::PrintJob>, Status> {
-        use wire::print_request::Part;
-        let caller = self.caller(request.extensions())?;
-        let header = |m: wire::PrintRequest| match m.part {
-            Some(Part::Header(header)) => Some(header),
-            _ => None,
-        };
-        let data = |m: wire::PrintRequest| match m.part {
-            Some(Part::Data(data)) => Ok(data),
-            _ => Err(wrong_part()),
-        };
-        let (mut header, rest) = begin(request.into_inner(), header, data).await?;
-        match self.aim(&caller, &header.device).await? {
-            Aim::Here(name) => {
-                header.device = name;
-                reply(self.devices.print(&caller, header, rest).await)
-            }
-            Aim::There(mut client, name) => {
-                header.device = name;
-                let first = wire::PrintRequest { part: Some(Part::Header(header)) };
-                let wrap = |data| wire::PrintRequest { part: Some(Part::Data(data)) };
-                let call = move |messages: ReceiverStream<_>| async move { client.print(messages).await }.boxed();
-                pass_on(first, rest, wrap, call).await
-            }
-        }
+        let here = |d: Devices, caller, header, rest| async move { d.print(&caller, header, rest).await }.boxed();
+        self.streamed(request, here, |mut client, m| async move { client.print(m).await }.boxed()).await
     }
 
     async fn put_object(
         &self,
         request: Request<Streaming<wire::PutObjectRequest>>,
     ) -> Result<Response<wire::SpaceObject>, Status> {
-        use wire::put_object_request::Part;
-        let caller = self.caller(request.extensions())?;
-        let header = |m: wire::PutObjectRequest| match m.part {
-            Some(Part::Header(header)) => Some(header),
-            _ => None,
-        };
-        let data = |m: wire::PutObjectRequest| match m.part {
-            Some(Part::Data(data)) => Ok(data),
-            _ => Err(wrong_part()),
-        };
-        let (mut header, rest) = begin(request.into_inner(), header, data).await?;
-        match self.aim(&caller, &header.device).await? {
-            Aim::Here(name) => {
-                header.device = name;
-                reply(self.devices.put_object(&caller, header, rest).await)
-            }
-            Aim::There(mut client, name) => {
-                header.device = name;
-                let first = wire::PutObjectRequest { part: Some(Part::Header(header)) };
-                let wrap = |data| wire::PutObjectRequest { part: Some(Part::Data(data)) };
-                let call = move |messages: ReceiverStream<_>| async move { client.put_object(messages).await }.boxed();
-                pass_on(first, rest, wrap, call).await
-            }
-        }
+        let here = |d: Devices, caller, header, rest| async move { d.put_object(&caller, header, rest).await }.boxed();
+        self.streamed(request, here, |mut client, m| async move { client.put_object(m).await }.boxed()).await
+    }
+
+    async fn put_sealed(
+        &self,
+        request: Request<Streaming<wire::PutSealedRequest>>,
+    ) -> Result<Response<wire::PutSealedResponse>, Status> {
+        let here = |d: Devices, caller, header, rest| async move { d.put_sealed(&caller, header, rest).await }.boxed();
+        self.streamed(request, here, |mut client, m| async move { client.put_sealed(m).await }.boxed()).await
     }
 
     async fn control_drive(
@@ -361,33 +391,6 @@ device_service! {
             Aim::There(mut client, name) => {
                 r.device = name;
                 client.control_drive(r).await
-            }
-        }
-    }
-
-    async fn put_sealed(
-        &self,
-        request: Request<Streaming<wire::PutSealedRequest>>,
-    ) -> Result<Response<wire::PutSealedResponse>, Status> {
-        use wire::put_sealed_request::Part;
-        let caller = self.caller(request.extensions())?;
-        let header = |m: wire::PutSealedRequest| match m.part {
-            Some(Part::Header(header)) => Some(header),
-            _ => None,
-        };
-        let (mut header, rest) =
-            begin(request.into_inner(), header, |m: wire::PutSealedRequest| m.part.ok_or_else(wrong_part)).await?;
-        match self.aim(&caller, &header.device).await? {
-            Aim::Here(name) => {
-                header.device = name;
-                reply(self.devices.put_sealed(&caller, header, rest).await)
-            }
-            Aim::There(mut client, name) => {
-                header.device = name;
-                let first = wire::PutSealedRequest { part: Some(Part::Header(header)) };
-                let wrap = |part| wire::PutSealedRequest { part: Some(part) };
-                let call = move |messages: ReceiverStream<_>| async move { client.put_sealed(messages).await }.boxed();
-                pass_on(first, rest, wrap, call).await
             }
         }
     }

@@ -2,14 +2,16 @@
 //! shared here. Members reach that one by its own name, with its owner's rights, queue and quotas.
 //!
 //! A printer says what it is: one of ours has our mark in its make and model (`device::printer::dnssd::is_ours`). A queue
-//! of CUPS is asked for its own, and for where it prints to. What does not answer within [`PATIENCE`] cannot be told
-//! from a printer that is switched off, and is let through.
+//! of CUPS is asked for its own, and for where it prints to, also if that is a name in DNS-SD. For this
+//! question any certificate is believed. What does not answer within [`PATIENCE`] cannot be told from a printer that is
+//! switched off, and is let through.
 
 use common::error::{Error, Reason, Result};
 use device::ipp::client::{Client, Endpoint, Target};
 use device::ipp::codes::{Operation, group};
+use device::ipp::trust::{anybody, is_secure};
 use device::ipp::value::{Message, Value};
-use device::printer::dnssd::is_ours;
+use device::printer::dnssd::{is_ours, make_of};
 use proto::peer::v1 as wire;
 use proto::peer::v1::printer_output::Kind as Output;
 use std::time::Duration;
@@ -45,16 +47,17 @@ async fn leads_to_ours(target: Target) -> bool {
     if ours(&said) {
         return true;
     }
-    let behind = said.group(group::PRINTER).and_then(|g| g.str("device-uri"));
-    match behind.map(Target::of_uri) {
-        Some(Ok(target)) => attributes(target).await.is_some_and(|m| ours(&m)),
-        _ => false,
+    let Some(behind) = said.group(group::PRINTER).and_then(|g| g.str("device-uri")) else { return false };
+    match Target::of_uri(behind) {
+        Ok(target) => attributes(target).await.is_some_and(|m| ours(&m)),
+        Err(_) => make_of(behind, PATIENCE).await.is_some_and(|make| is_ours(&make)),
     }
 }
 
 /// What a printer says about itself; `None` if it says nothing in time.
 async fn attributes(target: Target) -> Option<Message> {
-    let client = Client::new(target, None);
+    let tls = if is_secure(&target) { Some(anybody().ok()?) } else { None };
+    let client = Client::new(target, tls);
     let mut request = Message::request(Operation::GetPrinterAttributes, client.next_id());
     let operation = request.group_mut(group::OPERATION);
     operation.put("printer-uri", Value::uri(&client.target().uri));

@@ -73,6 +73,7 @@ impl Devices {
             entry.name.clone_from(&before.name);
             entry.share.name.clone_from(&before.name);
         }
+        super::trust::settle(&mut entry, before.as_deref()).await?;
         let entry = Arc::new(entry);
         let mut done = self.open_device(&entry, before.as_deref()).await;
         let opened = done.is_ok();
@@ -160,8 +161,12 @@ impl Devices {
         self.0.audit.write(Line::granted(&who, &entry.local_name(), verb)).await
     }
 
-    fn own_device(&self, entry: &Arc<Entry>) -> wire::LocalDevice {
-        let device = self.describe(entry, &self.me(), common::model::Right::Manage);
+    fn own_device(&self, entry: &Entry) -> wire::LocalDevice {
+        self.own_device_at(&self.node_name(), entry)
+    }
+
+    fn own_device_at(&self, node: &str, entry: &Entry) -> wire::LocalDevice {
+        let device = self.describe_at(node, entry, &self.me(), common::model::Right::Manage);
         wire::LocalDevice { device: Some(device), share: Some(entry.share.clone()), problems: self.problems_of(entry) }
     }
 
@@ -275,7 +280,8 @@ impl LocalDeviceService for OwnGrpc {
         &self,
         _: Request<wire::ListOwnDevicesRequest>,
     ) -> Result<Response<wire::ListOwnDevicesResponse>, Status> {
-        let devices = self.0.0.book.all().iter().map(|e| self.0.own_device(e)).collect();
+        let node = self.0.node_name();
+        let devices = self.0.0.book.all().iter().map(|e| self.0.own_device_at(&node, e)).collect();
         reply(Ok(wire::ListOwnDevicesResponse { devices }))
     }
 

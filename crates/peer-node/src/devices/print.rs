@@ -8,7 +8,7 @@ use super::grpc::Asked;
 use super::{Devices, access};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
-use common::model::{DeviceId, EntryName, Right, fold};
+use common::model::{DeviceId, EntryName, Pin, Right, fold};
 use device::audit::Line;
 use device::model::Kind;
 use device::printer::model::{
@@ -119,7 +119,7 @@ impl Devices {
                 Destination::Folder { path, pages_per_minute: None }
             }
             Some(Output::CupsQueue(queue)) => Destination::Cups { queue: queue.clone(), server: None },
-            Some(Output::Uri(uri)) => Destination::Ipp { uri: uri.clone() },
+            Some(Output::Uri(uri)) => Destination::Ipp { uri: uri.clone(), trust: super::trust::of_share(share)? },
             Some(Output::Group(group)) => return self.group_outputs(entry, &group.members),
             None => return Err(invalid("it is not said where the pages go")),
         };
@@ -214,6 +214,7 @@ impl Devices {
             return Err(Error::new(Reason::ResourceBusy, format!("{} jobs wait for the printer", view.jobs))
                 .fix_is("wait until they are printed, or unshare it with --force, which cancels them"));
         }
+        self.note_pulled(name).await?;
         self.0.printers.remove(name).await
     }
 
@@ -268,11 +269,21 @@ impl Devices {
         Ok((entry.name.clone(), Who::member(who), manages))
     }
 
+    /// The address of a printer of this machine.
+    fn printer_address(&self, name: &str) -> String {
+        let entry = self.0.book.get(Kind::Printer, name);
+        entry.map_or_else(|| format!("printers/{name}"), |e| self.address_of(&e))
+    }
+
     pub(super) fn wire_job(&self, job: &Job) -> wire::PrintJob {
-        let address = self.0.book.get(Kind::Printer, &job.printer).map(|e| self.address_of(&e));
+        self.wire_job_at(self.printer_address(&job.printer), job)
+    }
+
+    /// The same of many jobs of a printer: its address is looked up once.
+    fn wire_job_at(&self, printer: String, job: &Job) -> wire::PrintJob {
         wire::PrintJob {
             job_id: job.id.0.into(),
-            printer: address.unwrap_or_else(|| format!("printers/{}", job.printer)),
+            printer,
             job_name: job.name.clone(),
             person: job.owner.caller.person.clone(),
             machine: job.owner.caller.machine.clone(),
@@ -326,7 +337,7 @@ impl Devices {
         if header.priority > 100 {
             return Err(field("priority", "a priority is 1 to 100"));
         }
-        if !header.pin.is_empty() && !(4..=32).contains(&header.pin.chars().count()) {
+        if !header.pin.is_empty() && !Pin::is_good(&header.pin) {
             return Err(field("pin", "a PIN has 4 to 32 characters"));
         }
         let uuid = match header.request_id.len() {
@@ -377,7 +388,9 @@ impl Devices {
         let most = if r.limit == 0 { JOBS } else { (r.limit as usize).min(JOBS_MAX) };
         let wanted = |j: &Job| (manages || j.owner.same(&who)) && (r.ended || !j.state.is_over());
         let jobs = self.0.printers.jobs(Some(&name), wanted, most)?;
-        Ok(wire::ListPrintJobsResponse { jobs: jobs.iter().map(|j| self.wire_job(j)).collect() })
+        let address = self.printer_address(&name);
+        let jobs = jobs.iter().map(|j| self.wire_job_at(address.clone(), j)).collect();
+        Ok(wire::ListPrintJobsResponse { jobs })
     }
 
     /// `ControlPrintJob`. A job of somebody else is answered like one that is not there.
@@ -424,6 +437,14 @@ impl Devices {
         r: wire::ControlPrinterRequest,
     ) -> Result<wire::Device> {
         let (name, who, _) = self.printer(caller, &r.device, Right::Manage, "manage")?;
+        // All is checked before anything is done.
+        let period = match r.quota_period_seconds {
+            None => None,
+            Some(86_400) => Some(Period::Day),
+            Some(604_800) => Some(Period::Week),
+            Some(0 | 2_592_000) => Some(Period::Month),
+            Some(_) => return Err(field("quota_period_seconds", "a period is a day, a week or 30 days (a month)")),
+        };
         if let Some(paused) = r.paused {
             self.0.printers.pause(&name, paused).await?;
         }
@@ -435,14 +456,7 @@ impl Devices {
             *members =
                 Allowance { sheets: set(members.sheets, r.quota_sheets), bytes: set(members.bytes, r.quota_bytes) };
             config.quotas.unauthenticated = *members;
-            if let Some(seconds) = r.quota_period_seconds {
-                config.quotas.period = match seconds {
-                    86_400 => Period::Day,
-                    604_800 => Period::Week,
-                    0 | 2_592_000 => Period::Month,
-                    _ => return Err(field("quota_period_seconds", "a period is a day, a week or 30 days (a month)")),
-                };
-            }
+            config.quotas.period = period.unwrap_or(config.quotas.period);
             self.0.printers.put(config).await?;
         }
         self.0.audit.note(Line::granted(&who.caller, &r.device, "manage"));

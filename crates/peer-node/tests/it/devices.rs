@@ -5,6 +5,7 @@ use crate::devices_office::{DeviceNode, broken_call, liar, member, noise, path_t
 use crate::devices_rights::{document, object};
 use common::error::Reason;
 use common::model::Right;
+use device::ipp::Trust;
 use device::printer::pages::pdf;
 use device::printer::service::{Open, Service, ServiceOptions};
 use device::printer::{Destination, Options, PrinterConfig, Printers};
@@ -413,6 +414,131 @@ async fn a_printer_of_another_node_is_not_shared_onward() {
     stop.cancel();
     serving.await.unwrap();
     printers.close().await;
+}
+
+/// Settings of a printer that has made a certificate for itself, and the certificate.
+fn own_certificate() -> (Arc<rustls::ServerConfig>, rcgen::CertifiedKey<rcgen::KeyPair>) {
+    let made = rcgen::generate_simple_self_signed(vec!["printer".to_owned()]).unwrap();
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    (Arc::new(config), made)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_printer_of_another_node_is_known_by_tls_too() {
+    let office = Office::new();
+    let anna = DeviceNode::new(&office, "acme/anna-pc", "anna").await;
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { reserve_bytes: 0, ..Options::new(dir.path().join("state")) };
+    let printers = Printers::open(options).await.unwrap();
+    let path = dir.path().join("out");
+    printers.put(PrinterConfig::new("laser", Destination::Folder { path, pages_per_minute: None })).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("ipps://{}/ipp/print/laser", listener.local_addr().unwrap());
+    let service = Service::new(printers.clone(), Arc::new(Open), ServiceOptions::default());
+    let (config, _) = own_certificate();
+    let stop = CancellationToken::new();
+    let until = stop.clone();
+    let serving = tokio::spawn(async move { service.serve(listener, Some(config), None, until).await });
+    assert!(anna.share("laser", printer_to(Output::Uri(uri)), &[]).await.unwrap_err().is(Reason::ResourceRemote));
+    stop.cancel();
+    serving.await.unwrap();
+    printers.close().await;
+}
+
+/// Speaks TLS and nothing else: a printer whose certificate can be looked at.
+async fn tls_only(listener: TcpListener, config: Arc<rustls::ServerConfig>) {
+    let acceptor = tokio_rustls::TlsAcceptor::from(config);
+    while let Ok((io, _)) = listener.accept().await {
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move { acceptor.accept(io).await.map(drop) });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_printer_showed_first_is_kept_and_another_certificate_needs_a_word() {
+    let office = Office::new();
+    let anna = DeviceNode::new(&office, "acme/anna-pc", "anna").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let uri = format!("ipps://{at}/ipp/print");
+    let (config, made) = own_certificate();
+    let serving = tokio::spawn(tls_only(listener, config));
+    let share = |trust: &str| {
+        let wire::share_device_request::Kind::Printer(mut printer) = printer_to(Output::Uri(uri.clone())) else {
+            panic!()
+        };
+        printer.trust = trust.to_owned();
+        wire::share_device_request::Kind::Printer(printer)
+    };
+    let kept = |device: wire::LocalDevice| match device.share.unwrap().kind {
+        Some(wire::share_device_request::Kind::Printer(p)) => p.trust,
+        _ => panic!(),
+    };
+    let pin = Trust::pin(made.cert.der()).to_string();
+    let first = kept(anna.share("laser", share(""), &[]).await.unwrap());
+    assert_eq!(first, pin);
+    assert_eq!(kept(anna.share("laser", share(""), &[]).await.unwrap()), pin, "kept when nothing is said");
+    for (trust, reason) in [
+        (format!("sha256:{}", "00".repeat(32)), Reason::PrinterUntrusted),
+        ("system".to_owned(), Reason::PrinterUntrusted),
+        ("sha256:12".to_owned(), Reason::CertificateInvalid),
+    ] {
+        let refused = anna.share("laser", share(&trust), &[]).await.unwrap_err();
+        assert!(refused.is(reason), "{trust}: {refused:?}");
+    }
+    assert_eq!(kept(anna.share("laser", share(&made.cert.pem()), &[]).await.unwrap()), made.cert.pem());
+    assert_eq!(kept(anna.share("laser", share("new"), &[]).await.unwrap()), pin);
+    // Another printer answers there. The settings stay as they are, and the device says what is wrong, until it is told to
+    // look anew.
+    serving.abort();
+    let _ = serving.await;
+    let (config, other) = own_certificate();
+    let listener = TcpListener::bind(at).await.unwrap();
+    let serving = tokio::spawn(tls_only(listener, config));
+    assert_eq!(kept(anna.share("laser", share(&pin), &[]).await.unwrap()), pin);
+    let told = tokio::time::timeout(std::time::Duration::from_secs(60), async {
+        loop {
+            let own = anna.own().list_own_devices(wire::ListOwnDevicesRequest {}).await.unwrap().into_inner().devices;
+            if let Some(problem) = own[0].problems.first() {
+                return problem.clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    let told = told.await.expect("nothing is said of the other certificate");
+    assert_eq!(told.reason, "PRINTER_UNTRUSTED");
+    assert!(told.fix.contains("--trust new"), "{}", told.fix);
+    assert_eq!(kept(anna.share("laser", share("new"), &[]).await.unwrap()), Trust::pin(other.cert.der()).to_string());
+    serving.abort();
+    let _ = serving.await;
+    // One that is away cannot be looked at.
+    let away = anna.share("other", share(""), &[]).await.unwrap_err();
+    assert!(away.is(Reason::DeviceAway) && away.fix().contains("--trust"), "{away:?}");
+    assert_eq!(kept(anna.share("other", share(&pin), &[]).await.unwrap()), pin, "but named");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_printer_is_not_paused_by_a_call_that_is_refused() {
+    let office = Office::new();
+    let anna = DeviceNode::new(&office, "acme/anna-pc", "anna").await;
+    anna.share("laser", anna.folder_printer("printed"), &[]).await.unwrap();
+    let device = || "printers/laser".to_owned();
+    let paused = Some(true);
+    let wrong =
+        wire::ControlPrinterRequest { device: device(), paused, quota_period_seconds: Some(7), ..Default::default() };
+    assert!(why(anna.local().control_printer(wrong).await).is(Reason::FieldInvalid));
+    let list = anna.local().list_devices(wire::ListDevicesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(list.devices[0].state, "idle");
+    let right =
+        wire::ControlPrinterRequest { device: device(), paused, quota_period_seconds: Some(0), ..Default::default() };
+    assert_eq!(anna.local().control_printer(right).await.unwrap().into_inner().state, "stopped");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,7 +23,7 @@ fn password(name: &str) -> String {
 }
 
 /// A server with its administrator "boss" and the public directory "plans" that everyone may read.
-fn server(directory: &Path, place: Place) -> Result<Office> {
+pub fn server(directory: &Path, place: Place) -> Result<Office> {
     let office = Office::start_at(directory, place, &[])?;
     office.admin(&["admin", "users", "add", "boss", "--role", "admin", "--password-file", "-"], &password("boss"))?;
     public(&office, "plans", "everyone")?;
@@ -47,7 +47,7 @@ fn at_server(peer: &Peer, office: &Office, arguments: &[&str], input: &str) -> R
 }
 
 /// The first machine brings the server in; waits until all have joined it.
-fn attach(peers: &PeerOffice, office: &Office) -> Result<String> {
+pub fn attach(peers: &PeerOffice, office: &Office) -> Result<String> {
     let first = &peers.peers[0];
     at_server(first, office, &["login", "boss", "--password-file", "-"], &password("boss"))?;
     let said = first.atrium(&["office", "attach", &office.address().to_string(), "--ca", text(&office.ca_file())])?;

@@ -8,5 +8,6 @@ mod hybrid;
 mod mirror;
 mod office;
 mod peers;
+mod prints;
 mod second_copies;
 mod tour;

@@ -4,8 +4,8 @@ use super::super::caller::Caller;
 use super::super::page::{self, PageToken};
 use super::super::records::View;
 use super::super::{App, audit, entries, identity, rights};
-use super::records::{self, job_in, job_unknown, jobs_of_printer, jobs_of_user, printer_unknown};
-use super::{Job, transitions};
+use super::records::{self, JobState, job_in, job_unknown, jobs_of_printer, jobs_of_user, printer_unknown};
+use super::{Condition, Job, transitions};
 use common::error::{Error, Reason, Result};
 use common::model::Right;
 use common::store::{Store, Txn, prefix_end};
@@ -49,7 +49,22 @@ fn open(view: &impl View, caller: &Caller, id: Uuid) -> Result<Job> {
 /// # Errors
 /// `PRINT_JOB_UNKNOWN`.
 pub fn get(app: &App, caller: &Caller, id: Uuid) -> Result<Job> {
-    open(&app.store, caller, id)
+    Ok(explained(app, open(&app.store, caller, id)?))
+}
+
+/// A job that waits says what it waits for, if that is its printer. This is not kept: printers come and go.
+fn explained(app: &App, job: Job) -> Job {
+    if !job.state_reason.is_empty() || !matches!(records::state(&job), JobState::Pending | JobState::Taken) {
+        return job;
+    }
+    let presence = app.prints.presence(&job.printer_name, &job.device, app.clock.now_ms());
+    let state_reason = match presence.condition {
+        Condition::Away => "the printer's machine is away".to_owned(),
+        Condition::Stopped if presence.reason.is_empty() => "the printer is stopped".to_owned(),
+        Condition::Stopped => format!("the printer is stopped: {}", presence.reason),
+        Condition::Idle | Condition::Processing => String::new(),
+    };
+    Job { state_reason, ..job }
 }
 
 /// The prefix of the keys that a list goes through, and whether jobs of other people and printers must be left out.
@@ -94,7 +109,8 @@ pub async fn list(app: &App, caller: &Caller, query: Query) -> Result<(Vec<Job>,
     let list = page::fingerprint("print jobs", &filters.each_ref().map(String::as_str));
     let start = PageToken::read(&query.page_token, list)?.map(|t| t.position().to_vec());
     let store = app.store.clone();
-    entries::blocking(move || read_page(&store, &prefix, start, &query, list)).await
+    let (jobs, next) = entries::blocking(move || read_page(&store, &prefix, start, &query, list)).await?;
+    Ok((jobs.into_iter().map(|job| explained(app, job)).collect(), next))
 }
 
 fn read_page(
@@ -141,13 +157,16 @@ fn next_id(id: Uuid) -> Vec<u8> {
     position
 }
 
+/// What comes of asking for something: the job as it is then, if that is another one, and why it was refused, if it was.
+type Decided = (Option<Job>, Option<Error>);
+
 /// Changes a job that the caller may touch, and notes it.
 async fn change(
     app: &App,
     caller: &Caller,
     id: Uuid,
     action: &'static str,
-    decide: impl Fn(&Job, u64) -> Result<Option<Job>> + Send + 'static,
+    decide: impl Fn(&Job, u64) -> Result<Decided> + Send + 'static,
 ) -> Result<Job> {
     let (asker, clock) = (caller.clone(), app.clock.clone());
     let committed = app
@@ -155,17 +174,22 @@ async fn change(
         .transact(move |txn| {
             let now_ms = clock.now_ms();
             let job = open(&*txn, &asker, id)?;
-            let Some(next) = decide(&job, now_ms)? else { return Ok((job, false)) };
+            let (next, refused) = decide(&job, now_ms)?;
+            let Some(next) = next else { return Ok((job, false, refused)) };
             let next = records::put_job(txn, Some(&job), next)?;
-            audit::record(txn, now_ms, &asker.actor(), action, &subject(&next), true, &format!("job {id}"))?;
-            Ok((next, true))
+            let detail = format!("job {id}");
+            audit::record(txn, now_ms, &asker.actor(), action, &subject(&next), refused.is_none(), &detail)?;
+            Ok((next, true, refused))
         })
         .await?;
-    let (job, changed) = committed.value;
+    let (job, changed, refused) = committed.value;
     if changed {
         settle(app, &job).await;
     }
-    Ok(job)
+    match refused {
+        Some(error) => Err(error),
+        None => Ok(job),
+    }
 }
 
 /// The printer of a job in the audit log.
@@ -193,7 +217,8 @@ pub(super) async fn settle(app: &App, job: &Job) {
 /// # Errors
 /// `PRINT_JOB_UNKNOWN`, `PRINT_JOB_ENDED`.
 pub async fn cancel(app: &App, caller: &Caller, id: Uuid) -> Result<Job> {
-    change(app, caller, id, "print.cancel", |job, now_ms| transitions::cancel(job, transitions::CANCELED, now_ms)).await
+    let decide = |job: &Job, now_ms| Ok((transitions::cancel(job, transitions::CANCELED, now_ms)?, None));
+    change(app, caller, id, "print.cancel", decide).await
 }
 
 /// Not printed until it is released.
@@ -201,15 +226,25 @@ pub async fn cancel(app: &App, caller: &Caller, id: Uuid) -> Result<Job> {
 /// # Errors
 /// `PRINT_JOB_UNKNOWN`, `PRINT_JOB_ENDED`, `PRINT_JOB_TAKEN`.
 pub async fn hold(app: &App, caller: &Caller, id: Uuid) -> Result<Job> {
-    change(app, caller, id, "print.hold", |job, _| transitions::hold(job)).await
+    change(app, caller, id, "print.hold", |job, _| Ok((transitions::hold(job)?, None))).await
 }
 
-/// Printed after all.
+/// Printed after all; with its PIN, if it has one. Wrong ones are counted and noted.
+///
+/// # Errors
+/// `PRINT_JOB_UNKNOWN`, `PRINT_JOB_ENDED`, `PIN_WRONG`.
+pub async fn release(app: &App, caller: &Caller, id: Uuid, pin: Option<String>) -> Result<Job> {
+    let decide = move |job: &Job, now_ms| transitions::release(job, pin.as_deref(), now_ms);
+    change(app, caller, id, "print.release", decide).await
+}
+
+/// Printed earlier or later than others.
 ///
 /// # Errors
 /// `PRINT_JOB_UNKNOWN`, `PRINT_JOB_ENDED`.
-pub async fn release(app: &App, caller: &Caller, id: Uuid) -> Result<Job> {
-    change(app, caller, id, "print.release", |job, _| transitions::release(job)).await
+pub async fn set_priority(app: &App, caller: &Caller, id: Uuid, priority: u32) -> Result<Job> {
+    let decide = move |job: &Job, _| Ok((transitions::prioritize(job, priority)?, None));
+    change(app, caller, id, "print.priority", decide).await
 }
 
 /// Ids of the open jobs of a printer, at most as many as it can have.

@@ -6,7 +6,7 @@ use super::super::caller::Caller;
 use super::super::{App, audit, entries};
 use super::printers::machine;
 use super::records::{self, JobState, job_in, job_unknown, jobs_of_device};
-use super::{Job, jobs, transitions};
+use super::{Job, Watching, jobs, transitions};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
 use common::store::{Txn, prefix_end};
@@ -32,24 +32,24 @@ fn open(txn: &Txn<'_>, device: &str, id: Uuid) -> Result<Job> {
     job.filter(|j| j.device == device).ok_or_else(job_unknown)
 }
 
-/// A machine takes a job into its spool. Gives the job as it is: taken by this spool, or held or ended and not to be
-/// printed.
-///
-/// # Errors
-/// `DEVICE_REQUIRED`, `PRINT_JOB_UNKNOWN`.
-pub async fn claim(app: &App, caller: &Caller, id: Uuid, spool: Uuid) -> Result<Job> {
+/// Changes a job of the calling machine. `note` says what of it belongs into the audit log: action and detail.
+async fn change(
+    app: &App,
+    caller: &Caller,
+    id: Uuid,
+    decide: impl Fn(&Job, u64) -> Result<Option<Job>> + Send + 'static,
+    note: impl Fn(&Job) -> Option<(&'static str, String)> + Send + 'static,
+) -> Result<Job> {
     let (device, actor, clock) = (machine(caller)?.to_string(), caller.actor(), app.clock.clone());
     let committed = app
         .store
         .transact(move |txn| {
             let now_ms = clock.now_ms();
             let job = open(txn, &device, id)?;
-            let Some(next) = transitions::claim(&job, spool, now_ms) else { return Ok((job, false)) };
+            let Some(next) = decide(&job, now_ms)? else { return Ok((job, false)) };
             let next = records::put_job(txn, Some(&job), next)?;
-            if next.may_be_printed_twice {
-                // The first time is told by the end of the job; this one is what somebody will ask about.
-                let detail = format!("job {id}, attempt {}: it may be on paper already", next.attempt);
-                audit::record(txn, now_ms, &actor, "print.again", &jobs::subject(&next), true, &detail)?;
+            if let Some((action, detail)) = note(&next) {
+                audit::record(txn, now_ms, &actor, action, &jobs::subject(&next), true, &detail)?;
             }
             Ok((next, true))
         })
@@ -59,6 +59,20 @@ pub async fn claim(app: &App, caller: &Caller, id: Uuid, spool: Uuid) -> Result<
         jobs::settle(app, &job).await;
     }
     Ok(job)
+}
+
+/// A machine takes a job into its spool. Gives the job as it is: taken by this spool, or held or ended and not to be
+/// printed.
+///
+/// # Errors
+/// `DEVICE_REQUIRED`, `PRINT_JOB_UNKNOWN`.
+pub async fn claim(app: &App, caller: &Caller, id: Uuid, spool: Uuid) -> Result<Job> {
+    // The first time is told by the end of the job; another one is what somebody will ask about.
+    let note = move |job: &Job| {
+        let detail = format!("job {id}, attempt {}: it may be on paper already", job.attempt);
+        job.may_be_printed_twice.then_some(("print.again", detail))
+    };
+    change(app, caller, id, move |job, now_ms| Ok(transitions::claim(job, spool, now_ms)), note).await
 }
 
 /// What a machine says of a job.
@@ -78,28 +92,14 @@ pub struct Report {
 ///
 /// # Errors
 /// `DEVICE_REQUIRED`, `PRINT_JOB_UNKNOWN`, `PRINT_ATTEMPT_STALE`, `PRINT_JOB_ENDED`.
-pub async fn update(app: &App, caller: &Caller, id: Uuid, report: Report) -> Result<Job> {
-    let (device, actor, clock) = (machine(caller)?.to_string(), caller.actor(), app.clock.clone());
-    let committed = app
-        .store
-        .transact(move |txn| {
-            let (now_ms, r) = (clock.now_ms(), &report);
-            let job = open(txn, &device, id)?;
-            let next = transitions::update(&job, r.attempt, r.state, &r.reason, r.sheets, now_ms)?;
-            let Some(next) = next else { return Ok((job, false)) };
-            let next = records::put_job(txn, Some(&job), next)?;
-            if records::state(&next).is_end() {
-                let detail = format!("job {id} {}, {} sheets, {}", r.state.word(), next.sheets, next.user_name);
-                audit::record(txn, now_ms, &actor, "print.end", &jobs::subject(&next), true, &detail)?;
-            }
-            Ok((next, true))
-        })
-        .await?;
-    let (job, changed) = committed.value;
-    if changed {
-        jobs::settle(app, &job).await;
-    }
-    Ok(job)
+pub async fn update(app: &App, caller: &Caller, id: Uuid, r: Report) -> Result<Job> {
+    let note = move |job: &Job| {
+        let state = records::state(job);
+        let detail = format!("job {id} {}, {} sheets, {}", state.word(), job.sheets, job.user_name);
+        state.is_end().then_some(("print.end", detail))
+    };
+    let decide = move |job: &Job, now_ms| transitions::update(job, r.attempt, r.state, &r.reason, r.sheets, now_ms);
+    change(app, caller, id, decide, note).await
 }
 
 /// A document that is being fetched.
@@ -172,6 +172,8 @@ pub struct Watcher {
     changed: watch::Receiver<u64>,
     told: HashMap<Uuid, Told>,
     complete: bool,
+    /// The machine is there as long as it watches.
+    _present: Watching,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -189,7 +191,8 @@ impl Watcher {
         let device = machine(caller)?.to_string();
         let mut changed = app.prints.subscribe();
         changed.mark_changed();
-        Ok(Self { app, device, changed, told: HashMap::new(), complete: false })
+        let present = app.prints.begin_watch(&device);
+        Ok(Self { app, device, changed, told: HashMap::new(), complete: false, _present: present })
     }
 
     /// Waits for something to tell. Safe to cancel.

@@ -110,7 +110,7 @@ fn show(app: &App, view: &impl View, caller: &Caller, printer: Printer) -> Resul
     let grants = if my_right >= Some(Right::Manage) { printer.grant_names(view)? } else { Vec::new() };
     Ok(Shown {
         machine: machine.map(|m| m.display_name).unwrap_or_default(),
-        presence: app.prints.presence(&printer.name, app.clock.now_ms()),
+        presence: app.prints.presence(&printer.name, &printer.device, app.clock.now_ms()),
         job_count: u32::try_from(open).unwrap_or(u32::MAX),
         my_right,
         grants,
@@ -162,13 +162,13 @@ pub async fn register(app: &App, caller: &Caller, offer: Offer) -> Result<Shown>
     let device = machine(caller)?.to_string();
     offer.check()?;
     let known = records::load_printer(&app.store, &offer.name)?;
-    let same = known.filter(|p| p.device == device && offer.describes(p));
+    let same = known.filter(|p| p.device == device && !p.moved && offer.describes(p));
     let printer = match same {
         Some(printer) => printer,
-        None => write_offer(app, caller, device, offer.clone()).await?,
+        None => write_offer(app, caller, device.clone(), offer.clone()).await?,
     };
     let presence = Presence { seen_ms: app.clock.now_ms(), condition: offer.condition, reason: offer.reason };
-    app.prints.note(&printer.name, presence);
+    app.prints.note(&printer.name, &device, presence);
     show(app, &app.store, caller, printer)
 }
 
@@ -188,6 +188,7 @@ async fn write_offer(app: &App, caller: &Caller, device: String, offer: Offer) -
                 }
             };
             offer.describe(&mut printer);
+            printer.moved = false;
             printer.revision = txn.revision();
             printer.save(txn)?;
             Ok(printer)
@@ -209,6 +210,7 @@ fn fresh(name: &str, device: &str, everyone: bool, now_ms: u64) -> Printer {
         grants: if everyone { vec![(Principal::Everyone, Right::Write)] } else { Vec::new() },
         create_ms: now_ms,
         revision: 0,
+        moved: false,
     }
 }
 
@@ -276,6 +278,29 @@ async fn forget(app: &App, caller: &Caller, name: &str, action: &'static str, of
 pub async fn withdraw(app: &App, caller: &Caller, name: &str) -> Result<()> {
     let device = machine(caller)?;
     forget(app, caller, name, "printer.withdraw", Some(device)).await
+}
+
+/// A machine says which printers it offers now: the others that it had offered are withdrawn. Gives their names.
+///
+/// # Errors
+/// `DEVICE_REQUIRED`.
+pub async fn withdraw_others(app: &App, caller: &Caller, keep: &[String]) -> Result<Vec<String>> {
+    let device = machine(caller)?;
+    let own = device.to_string();
+    let mut withdrawn = Vec::new();
+    for (_, value) in app.store.range(&printer_key(""), &prefix_end(b"w/p/"), PRINTERS_MAX)? {
+        let printer = Printer::decode(value)?;
+        if printer.device != own || printer.moved || keep.contains(&printer.name) {
+            continue;
+        }
+        match forget(app, caller, &printer.name, "printer.withdraw", Some(device)).await {
+            Ok(()) => withdrawn.push(printer.name),
+            // It went, or was moved, since the look.
+            Err(error) if error.is(Reason::ResourceUnknown) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(withdrawn)
 }
 
 /// Forgets a printer with its grants.
@@ -385,10 +410,12 @@ pub async fn move_to(app: &App, caller: &Caller, name: &str, device: &str) -> Re
         }
         let detail = format!("from device {} to device {to}, {} jobs", printer.device, open.len());
         printer.device.clone_from(&to);
+        printer.moved = true;
         Ok(Some((detail, changed)))
     })
     .await?;
     app.prints.forget(name);
     app.prints.announce();
-    Ok(Shown { presence: app.prints.presence(name, app.clock.now_ms()), ..shown })
+    let presence = app.prints.presence(name, &shown.printer.device, app.clock.now_ms());
+    Ok(Shown { presence, ..shown })
 }

@@ -26,11 +26,13 @@ use super::Job;
 use super::accounts::day_of;
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
-use common::model::{Principal, Right};
+use common::model::{Pin, Principal, Right};
 use common::store::Txn;
 use proto::record::v1 as record;
 use uuid::Uuid;
 
+/// The usual priority of a job.
+pub const PRIORITY: u32 = 50;
 /// Totals of all queues.
 pub const TOTALS: &[u8] = b"w/t";
 
@@ -107,6 +109,32 @@ pub fn state(job: &Job) -> JobState {
 /// `STORE_CORRUPT`.
 pub fn id_of(job: &Job) -> Result<Uuid> {
     records::uuid(&job.id)
+}
+
+/// How early a job is among those that wait for a printer, 1 to 100.
+pub fn priority(job: &Job) -> u32 {
+    if job.priority == 0 { PRIORITY } else { job.priority }
+}
+
+/// The PIN of a job that has one. One that is damaged fits nothing.
+pub fn pin(job: &Job) -> Option<Pin> {
+    let kept = job.pin.as_ref()?;
+    Some(Pin {
+        salt: kept.salt[..].try_into().unwrap_or_default(),
+        hash: kept.hash[..].try_into().unwrap_or_default(),
+        wrong: u8::try_from(kept.wrong).unwrap_or(u8::MAX),
+        locked_until_ms: kept.locked_until_ms,
+    })
+}
+
+/// A PIN as it is kept.
+pub fn encode_pin(pin: &Pin) -> record::PrintPin {
+    record::PrintPin {
+        salt: Bytes::copy_from_slice(&pin.salt),
+        hash: Bytes::copy_from_slice(&pin.hash),
+        wrong: pin.wrong.into(),
+        locked_until_ms: pin.locked_until_ms,
+    }
 }
 
 /// What a job counts as in the account of its person.
@@ -304,6 +332,8 @@ pub struct Printer {
     pub create_ms: u64,
     /// Commit of the last change.
     pub revision: u64,
+    /// An administrator has moved it to its machine, which has not offered it since.
+    pub moved: bool,
 }
 
 impl Printer {
@@ -325,6 +355,7 @@ impl Printer {
             duplex: r.duplex,
             create_ms: r.create_ms,
             revision: r.revision,
+            moved: r.moved,
         })
     }
 
@@ -345,6 +376,7 @@ impl Printer {
                 .collect(),
             create_ms: self.create_ms,
             revision: txn.revision(),
+            moved: self.moved,
         };
         records::save(txn, &printer_key(&self.name), &record)
     }

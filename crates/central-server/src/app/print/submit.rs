@@ -12,7 +12,7 @@ use super::spool::Part;
 use super::{JOBS_PER_PRINTER, Job, accounts};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
-use common::model::Right;
+use common::model::{Pin, Right};
 use uuid::Uuid;
 
 /// A document that somebody wants printed. Checked as far as that needs no look at the store.
@@ -28,6 +28,10 @@ pub struct NewJob {
     pub options: Bytes,
     /// Wait for a release.
     pub hold: bool,
+    /// Wait for a release with this PIN.
+    pub pin: Option<Pin>,
+    /// 1 to 100.
+    pub priority: u32,
     /// If known, else 0.
     pub size_bytes: u64,
     /// If known, else 0.
@@ -251,13 +255,15 @@ impl Submission {
                         user: Bytes::copy_from_slice(user.as_bytes()),
                         user_name: user_name.clone(),
                         display_name: new.display_name.clone(),
-                        state: if new.hold { JobState::Held } else { JobState::Pending } as u32,
+                        state: if new.hold || new.pin.is_some() { JobState::Held } else { JobState::Pending } as u32,
                         size_bytes: size,
                         digest: Bytes::copy_from_slice(&digest),
                         format: new.format.clone(),
                         options: new.options.clone(),
                         create_ms: now_ms,
                         reserved_sheets: new.reserved_sheets(),
+                        priority: new.priority,
+                        pin: new.pin.as_ref().map(records::encode_pin),
                         ..Job::default()
                     };
                     let job = records::put_job(txn, None, job)?;

@@ -4,6 +4,8 @@ use super::Job;
 use super::records::{self, JobState};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
+use common::model::Guess;
+use common::model::pin::{pin_locked, pin_wrong};
 use uuid::Uuid;
 
 /// Why a job ended that its person did not want any more.
@@ -20,6 +22,7 @@ fn end(job: &Job, state: JobState, reason: &str, now_ms: u64) -> Job {
         state_reason: reason.to_owned(),
         end_ms: now_ms.max(1),
         cancel_requested: false,
+        pin: None,
         ..job.clone()
     }
 }
@@ -51,15 +54,41 @@ pub fn hold(job: &Job) -> Result<Option<Job>> {
     }
 }
 
-/// It is to be printed after all.
+/// It is to be printed after all, if this is its PIN. With `PIN_WRONG`, the job that comes back counts the guess.
 ///
 /// # Errors
 /// `PRINT_JOB_ENDED`.
-pub fn release(job: &Job) -> Result<Option<Job>> {
+pub fn release(job: &Job, pin: Option<&str>, now_ms: u64) -> Result<(Option<Job>, Option<Error>)> {
     match records::state(job) {
-        JobState::Held => Ok(Some(Job { state: JobState::Pending as u32, ..job.clone() })),
+        JobState::Held => {}
+        state if state.is_end() => return Err(ended(job)),
+        _ => return Ok((None, None)),
+    }
+    let refused = match records::pin(job) {
+        None => None,
+        Some(mut kept) => match kept.guess(pin, now_ms) {
+            Guess::Right => None,
+            Guess::Wrong(left) => Some((kept, pin_wrong(left))),
+            Guess::Locked(until) => Some((kept, pin_locked(until))),
+        },
+    };
+    Ok(match refused {
+        None => (Some(Job { state: JobState::Pending as u32, pin: None, ..job.clone() }), None),
+        Some((kept, error)) => {
+            let counted = Job { pin: Some(records::encode_pin(&kept)), ..job.clone() };
+            ((counted != *job).then_some(counted), Some(error))
+        }
+    })
+}
+
+/// It is to be earlier or later than others.
+///
+/// # Errors
+/// `PRINT_JOB_ENDED`.
+pub fn prioritize(job: &Job, priority: u32) -> Result<Option<Job>> {
+    match records::state(job) {
         state if state.is_end() => Err(ended(job)),
-        _ => Ok(None),
+        _ => Ok((records::priority(job) != priority).then(|| Job { priority, ..job.clone() })),
     }
 }
 
@@ -137,6 +166,8 @@ pub fn moved(job: &Job, device: &str, now_ms: u64) -> Option<Job> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::model::Pin;
+    use common::model::pin::PIN_LOCK_MS;
     use proptest::prelude::*;
 
     fn job() -> Job {
@@ -192,14 +223,47 @@ mod tests {
     fn only_a_job_that_nobody_took_is_held() {
         let held = hold(&job()).expect("allowed").expect("changed");
         assert_eq!((hold(&held).expect("repeated"), claim(&held, spool(1), 1)), (None, None));
-        let released = release(&held).expect("allowed").expect("changed");
-        assert_eq!(release(&released).expect("repeated"), None);
+        let released = release(&held, None, 1).expect("allowed").0.expect("changed");
+        assert_eq!(release(&released, None, 1).expect("repeated").0, None);
         let taken = claim(&released, spool(1), 1).expect("taken");
         assert!(hold(&taken).expect_err("refused").is(Reason::PrintJobTaken));
         let ended = abort(&taken, "too old", 3).expect("changed");
         assert!(hold(&ended).is_err_and(|e| e.is(Reason::PrintJobEnded)));
-        assert!(release(&ended).is_err_and(|e| e.is(Reason::PrintJobEnded)));
+        assert!(release(&ended, None, 4).is_err_and(|e| e.is(Reason::PrintJobEnded)));
         assert_eq!(abort(&ended, "again", 4), None);
+    }
+
+    #[test]
+    fn a_job_with_a_pin_is_released_by_it_alone() {
+        let pin = Some(records::encode_pin(&Pin::new("0815", [3; 16])));
+        let held = Job { state: JobState::Held as u32, pin, ..job() };
+        let (same, refused) = release(&held, None, 5).expect("allowed");
+        assert!(same.is_none() && refused.expect("refused").is(Reason::PinWrong), "saying nothing is no guess");
+        let mut guessed = held.clone();
+        for _ in 0..5 {
+            let (counted, refused) = release(&guessed, Some("1111"), 6).expect("allowed");
+            assert!(refused.expect("refused").is(Reason::PinWrong));
+            guessed = counted.expect("counted");
+            assert_eq!((records::state(&guessed), claim(&guessed, spool(1), 6)), (JobState::Held, None));
+        }
+        let (_, locked) = release(&guessed, Some("0815"), 7).expect("allowed");
+        assert!(locked.expect("refused").detail("locked_until_ms").is_some());
+        let (released, refused) = release(&guessed, Some("0815"), 6 + PIN_LOCK_MS).expect("allowed");
+        let released = released.expect("changed");
+        assert!(refused.is_none() && released.pin.is_none() && records::state(&released) == JobState::Pending);
+        let canceled = cancel(&held, CANCELED, 5).expect("allowed").expect("changed");
+        assert!(canceled.pin.is_none(), "a PIN is not kept longer than it is needed");
+    }
+
+    #[test]
+    fn a_priority_is_changed_until_the_end() {
+        assert_eq!(prioritize(&job(), records::PRIORITY).expect("allowed"), None);
+        let first = prioritize(&job(), 90).expect("allowed").expect("changed");
+        assert_eq!((records::priority(&first), prioritize(&first, 90).expect("repeated")), (90, None));
+        let taken = claim(&first, spool(1), 1).expect("taken");
+        assert_eq!(prioritize(&taken, 10).expect("allowed").expect("changed").priority, 10);
+        let ended = abort(&taken, "", 3).expect("changed");
+        assert!(prioritize(&ended, 10).expect_err("refused").is(Reason::PrintJobEnded));
     }
 
     #[test]
@@ -261,7 +325,7 @@ mod tests {
                 let next = match event {
                     Event::Cancel => cancel(&job, CANCELED, now).unwrap_or(None),
                     Event::Hold => hold(&job).unwrap_or(None),
-                    Event::Release => release(&job).unwrap_or(None),
+                    Event::Release => release(&job, None, now).map_or(None, |(next, _)| next),
                     Event::Claim(n) => claim(&job, spool(n), now),
                     Event::Update(attempt, state, sheets) => {
                         let state = JobState::from_number(state).unwrap_or(JobState::Pending);

@@ -6,6 +6,7 @@ use super::super::records::View;
 use super::records::{self, ended_since, job_in, open_since};
 use super::{Job, jobs, transitions};
 use common::error::Result;
+use common::model::pin::PIN_LIFE_MS;
 use common::store::Txn;
 use uuid::Uuid;
 
@@ -15,6 +16,8 @@ const STEP: usize = 200;
 const STEPS_MAX: usize = 100;
 /// Why a job is given up whose document is gone.
 pub const LOST: &str = "the document is not on the server any more";
+/// Why a job is given up whose PIN nobody stated.
+pub const NO_PIN: &str = "its PIN was not stated in time";
 /// Why a job is given up that nobody printed.
 pub const TOO_OLD: &str = "it was not printed in time";
 
@@ -80,6 +83,37 @@ fn due(view: &impl View, from: &[u8], to: &[u8]) -> Result<Vec<Uuid>> {
     Ok(view.range(from, to, STEP)?.iter().filter_map(|(key, _)| job_in(key)).collect())
 }
 
+/// Gives up jobs that wait for their PIN for too long.
+async fn forget_unclaimed(app: &App, now_ms: u64) -> Result<()> {
+    let (mut from, to) = (open_since(0), open_since(now_ms.saturating_sub(PIN_LIFE_MS)));
+    for _ in 0..STEPS_MAX {
+        let page = app.store.range(&from, &to, STEP)?;
+        let Some((last, _)) = page.last() else { break };
+        from = [&last[..], b"\0"].concat();
+        let mut ids = Vec::new();
+        for id in page.iter().filter_map(|(key, _)| job_in(key)) {
+            ids.extend(records::load_job(&app.store, id)?.filter(|j| j.pin.is_some()).map(|_| id));
+        }
+        if ids.is_empty() {
+            continue;
+        }
+        let given_up = move |txn: &mut Txn<'_>| {
+            // A PIN that was stated since is gone from the job.
+            let waits = |id: &Uuid| Ok(records::load_job(&*txn, *id)?.is_some_and(|j| j.pin.is_some()));
+            let mut still = Vec::new();
+            for id in &ids {
+                let waits: Result<bool> = waits(id);
+                still.extend(waits?.then_some(*id));
+            }
+            give_up(txn, &still, NO_PIN, now_ms)
+        };
+        for job in &app.store.transact(given_up).await?.value {
+            jobs::settle(app, job).await;
+        }
+    }
+    Ok(())
+}
+
 /// Gives up jobs that nobody printed in time, and forgets jobs that ended long ago.
 ///
 /// # Errors
@@ -98,6 +132,7 @@ pub async fn pass(app: &App) -> Result<()> {
             jobs::settle(app, job).await;
         }
     }
+    forget_unclaimed(app, now_ms).await?;
     let oldest_ended = before(app.settings.print.keep_ended.as_millis());
     for _ in 0..STEPS_MAX {
         let ids = due(&app.store, &ended_since(0), &ended_since(oldest_ended))?;

@@ -9,6 +9,7 @@ use crate::grpc::directory::encode_grants;
 use crate::grpc::file::convert::invalid;
 use bytes::Bytes;
 use common::error::Result;
+use common::model::Pin;
 use common::wire::timestamp_if_known as timestamp;
 use prost::Message;
 use proto::v1;
@@ -68,6 +69,17 @@ fn options(options: Option<v1::PrintOptions>) -> Result<Bytes> {
     Ok(options.encode_to_vec().into())
 }
 
+/// A priority.
+///
+/// # Errors
+/// `FIELD_INVALID`.
+pub fn priority(number: u32) -> Result<u32> {
+    match number {
+        1..=100 => Ok(number),
+        _ => Err(invalid("priority", "a priority is 1 to 100")),
+    }
+}
+
 /// A document that somebody wants printed.
 ///
 /// # Errors
@@ -80,8 +92,15 @@ pub fn new_job(header: v1::PrintHeader) -> Result<NewJob> {
     if header.sheets > SHEETS_MAX {
         return Err(invalid("sheets", "nobody prints that many"));
     }
+    let pin = match header.pin.as_str() {
+        "" => None,
+        pin if Pin::is_good(pin) => Some(Pin::new(pin, rand::random())),
+        _ => return Err(invalid("pin", "a PIN has 4 to 32 characters")),
+    };
     Ok(NewJob {
         options: options(header.options)?,
+        priority: if header.priority == 0 { records::PRIORITY } else { priority(header.priority)? },
+        pin,
         printer: header.printer,
         display_name: text(&header.display_name, NAME_LEN),
         format: header.format,
@@ -206,6 +225,8 @@ pub fn encode_job(job: &Job) -> v1::PrintJob {
         create_time: timestamp(job.create_ms),
         end_time: timestamp(job.end_ms),
         etag: format!("{:x}", job.revision),
+        priority: records::priority(job),
+        needs_pin: job.pin.is_some(),
     }
 }
 
@@ -240,6 +261,8 @@ mod tests {
         assert!(new_job(header("application/pdf")).is_ok());
         assert!(new_job(header("application/ pdf")).is_err() && new_job(header(&"x".repeat(128))).is_err());
         assert!(new_job(v1::PrintHeader { sheets: u64::MAX, ..header("") }).is_err());
+        assert!(new_job(v1::PrintHeader { priority: 101, ..header("") }).is_err() && priority(0).is_err());
+        assert!(new_job(v1::PrintHeader { pin: "123".into(), ..header("") }).is_err());
         for state in [0, 4, 99, -1] {
             assert!(offer(v1::RegisterPrinterRequest { state, ..Default::default() }).is_err(), "{state}");
         }

@@ -98,9 +98,15 @@ impl From<wire::LocalDevice> for OwnDevice {
     fn from(d: wire::LocalDevice) -> Self {
         let share = d.share.unwrap_or_default();
         let (mut target, mut members_only, mut reserve_bytes) = (String::new(), false, None);
+        let mut trust = None;
         match share.kind {
             Some(Kind::Printer(p)) => {
                 members_only = p.members_only;
+                trust = match p.trust.as_str() {
+                    "" => None,
+                    short if short == "system" || short.starts_with("sha256:") => Some(p.trust),
+                    _ => Some("file".to_owned()),
+                };
                 target = output_text(p.output);
             }
             Some(Kind::Drive(d)) => {
@@ -124,6 +130,7 @@ impl From<wire::LocalDevice> for OwnDevice {
             grants: grants.collect(),
             device: d.device.unwrap_or_default().into(),
             target,
+            trust,
             members_only,
             reserve_bytes,
             problems: d.problems.into_iter().map(Problem::from).collect(),

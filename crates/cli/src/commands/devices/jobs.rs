@@ -24,7 +24,16 @@ pub(in crate::commands) async fn jobs(c: &Context, args: Jobs) -> Result<Exit> {
             let printer = args.printer.map(|p| p.to_string()).unwrap_or_default();
             server_print::jobs(c, ServerJobs { printer, everyone: false, ended: args.all }).await
         }
-        Some(JobsAction::CancelAtServer { jobs }) => server_print::control(c, ServerJobVerb::Cancel, &jobs).await,
+        Some(JobsAction::CancelAtServer { jobs }) => server_print::control(c, &jobs, ServerJobVerb::Cancel).await,
+        Some(JobsAction::HoldAtServer { jobs }) => server_print::control(c, &jobs, ServerJobVerb::Hold).await,
+        Some(JobsAction::ReleaseAtServer { jobs, pin_file }) => {
+            // Read once: it may come from standard input.
+            let pin = pin_file.as_deref().map(prompt::secret_file).transpose()?;
+            server_print::control(c, &jobs, ServerJobVerb::Release(pin)).await
+        }
+        Some(JobsAction::PriorityAtServer { job, priority }) => {
+            server_print::control(c, &[job], ServerJobVerb::Priority(priority)).await
+        }
         None => list(c, args.printer.map(|p| p.to_string()), args.all).await,
         Some(JobsAction::Show { job }) => {
             let job = PrintJob::from(control(c, &job, Verb::Show, 0, String::new()).await?);

@@ -14,7 +14,7 @@ use crate::peer::Peer;
 use crate::progress::Meter;
 use crate::prompt::{self, Secret};
 use common::error::{Error, Reason, Result};
-use common::model::Right;
+use common::model::{Pin, Right};
 use proto::peer::v1 as wire;
 use proto::v1;
 use std::fs::File;
@@ -31,6 +31,10 @@ pub(in crate::commands) async fn print(c: &Context, args: Print) -> Result<Exit>
     if from_stdin > 1 || (from_stdin == 1 && args.pin_file.as_deref() == Some(Path::new("-"))) {
         return Err(usage("standard input can be read only once", "name files, or give the PIN in a file"));
     }
+    let pin = match args.pin || args.pin_file.is_some() {
+        true => Some(new_pin(c, args.pin_file.as_deref())?),
+        false => None,
+    };
     if let Some(printer) = args.via_server {
         let options = v1::PrintOptions {
             copies: args.copies,
@@ -44,6 +48,8 @@ pub(in crate::commands) async fn print(c: &Context, args: Print) -> Result<Exit>
             printer,
             options,
             hold: args.hold,
+            priority: args.priority.unwrap_or(0),
+            pin,
             name: args.name.unwrap_or_default(),
             format: args.format.unwrap_or_default(),
         };
@@ -53,10 +59,6 @@ pub(in crate::commands) async fn print(c: &Context, args: Print) -> Result<Exit>
     let printer = match &args.at {
         Some(printer) => printer.to_string(),
         None => only_printer(c, &peer).await?,
-    };
-    let pin = match args.pin || args.pin_file.is_some() {
-        true => Some(new_pin(c, args.pin_file.as_deref())?),
-        false => None,
     };
     let meter = Meter::new(&c.out, "print");
     let (mut several, mut documents) = (Several::default(), Vec::new());
@@ -192,7 +194,7 @@ async fn only_printer(c: &Context, peer: &Peer) -> Result<String> {
 
 fn new_pin(c: &Context, file: Option<&Path>) -> Result<Secret> {
     let pin = prompt::secret(&c.out, file, "PIN", "--pin-file")?;
-    if !(4..=32).contains(&pin.chars().count()) {
+    if !Pin::is_good(pin.as_str()) {
         return Err(usage("the PIN is too short or too long", "choose one of 4 to 32 characters"));
     }
     Ok(pin)

@@ -2,22 +2,26 @@
 
 use super::{Context, call};
 use crate::args::Share;
-use crate::args::device_value::{OwnDevice as Named, PrinterOutput, segment_of};
+use crate::args::device_value::{OwnDevice as Named, PrinterOutput, PrinterTrust, segment_of};
 use crate::commands::peers::absolute_text;
 use crate::exit::Exit;
 use crate::output::format::{bytes, safe};
 use crate::output::schema::{Done, OwnDevice};
 use crate::output::{Output, usage};
 use crate::progress::{Counts, Meter};
-use common::error::{Kind, Result};
+use common::error::{Error, Kind, Reason, Result};
 use common::model::Right;
 use common::status::from_status;
 use proto::peer::v1 as wire;
 use proto::v1;
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::Path;
 use wire::DeviceKind;
 use wire::share_device_request::Kind as ShareKind;
+
+/// Longest text with certificates.
+const PEM_MAX: u64 = 64 << 10;
 
 /// Devices of this machine; none if its peer is of a version without.
 async fn own_devices(c: &Context) -> Result<Vec<wire::LocalDevice>> {
@@ -87,6 +91,12 @@ pub(in crate::commands) async fn share(
     let request = request(named, before, &args)?;
     let shared = OwnDevice::from(call(c.peer()?.local_devices().share_device(request)).await?);
     c.out.changed(&shared, |d| format!("{} is shared: {}", safe(&d.device.address), whom(d)))?;
+    if let Some(pin) = shared.trust.as_deref().filter(|t| t.starts_with("sha256:")) {
+        c.out.hint(&format!(
+            "the printer's certificate is {} from now on; compare it with what the printer shows",
+            safe(pin)
+        ));
+    }
     for p in &shared.problems {
         c.out.warn(&safe(&format!("{}: {}; {}", p.message, p.why, p.fix)));
     }
@@ -152,7 +162,17 @@ fn printer(named: &Named, before: Option<ShareKind>, args: &Share) -> Result<wir
             PrinterOutput::Uri(uri) => Kind::Uri(uri.clone()),
             PrinterOutput::Group(members) => Kind::Group(wire::PrinterGroup { members: members.clone() }),
         };
-        p.output = Some(wire::PrinterOutput { kind: Some(kind) });
+        let output = Some(wire::PrinterOutput { kind: Some(kind) });
+        if p.output != output {
+            // What was known of another printer's certificate says nothing of this one's.
+            p.trust.clear();
+        }
+        p.output = output;
+    }
+    match &o.trust {
+        Some(PrinterTrust::Word(word)) => p.trust = word.clone(),
+        Some(PrinterTrust::File(path)) => p.trust = certificates(path)?,
+        None => {}
     }
     if p.output.is_none() {
         return Err(needed(named, "--output cups:QUEUE"));
@@ -167,6 +187,24 @@ fn printer(named: &Named, before: Option<ShareKind>, args: &Share) -> Result<wir
         p.formats = o.format.clone();
     }
     Ok(p)
+}
+
+/// The text of a file with certificates.
+fn certificates(path: &Path) -> Result<String> {
+    let read = std::fs::File::open(path).and_then(|f| {
+        let mut text = String::new();
+        f.take(PEM_MAX + 1).read_to_string(&mut text).map(|_| text)
+    });
+    let refused = |why: String| {
+        Error::new(Reason::CertificateInvalid, format!("{} has no certificate", path.display()))
+            .why_is(why)
+            .fix_is("name a PEM file, or write sha256:FINGERPRINT, system or new")
+    };
+    match read {
+        Err(error) => Err(refused(error.to_string())),
+        Ok(text) if text.len() as u64 > PEM_MAX => Err(refused("it has more than 64 KiB".to_owned())),
+        Ok(text) => Ok(text),
+    }
 }
 
 fn drive(named: &Named, before: Option<ShareKind>, args: &Share) -> Result<wire::DriveShare> {
@@ -217,6 +255,7 @@ pub(in crate::commands) fn text(out: &Output, d: &OwnDevice) -> String {
     remarks.push(safe(&d.device.state));
     remarks.extend(d.device.state_reason.as_deref().map(safe));
     remarks.extend(d.device.disk.as_ref().map(|k| format!("{} of {} lent", bytes(k.used_bytes), bytes(k.size_bytes))));
+    remarks.extend(d.trust.as_deref().map(trust_text));
     remarks.extend(d.members_only.then(|| "members only".to_owned()));
     remarks.extend(d.device.holder.as_deref().map(|h| format!("held by {}", safe(h))));
     let mut text = format!("{}\n  {}\n  {}", out.paint(&safe(&d.device.address), "34;1"), remarks.join(", "), whom(d));
@@ -224,6 +263,14 @@ pub(in crate::commands) fn text(out: &Output, d: &OwnDevice) -> String {
         text.push_str(&format!("\n  {}\n    why: {}\n    fix: {}", safe(&p.message), safe(&p.why), safe(&p.fix)));
     }
     text
+}
+
+fn trust_text(trust: &str) -> String {
+    match trust {
+        "system" => "certificate from an authority".to_owned(),
+        "file" => "certificate as given".to_owned(),
+        pin => format!("certificate {}", safe(pin)),
+    }
 }
 
 pub(in crate::commands) async fn unshare(c: &Context, device: &wire::Device, force: bool, now: bool) -> Result<Exit> {
@@ -322,6 +369,24 @@ mod tests {
         )
         .unwrap();
         assert_eq!(once.grants.len(), 1, "a person has one right");
+    }
+
+    #[test]
+    fn a_certificate_belongs_to_its_output() {
+        let trust = |share: &wire::ShareDeviceRequest| match &share.kind {
+            Some(ShareKind::Printer(p)) => p.trust.clone(),
+            _ => panic!(),
+        };
+        let first = ["printers/x", "--output", "ipps://a/ipp/print", "--trust", "sha256:00", "--with", "anna"];
+        let first = asked(&first, None).unwrap();
+        assert_eq!(trust(&first), "sha256:00");
+        let same = ["printers/x", "--output", "ipps://a/ipp/print", "--location", "hall"];
+        assert_eq!(trust(&asked(&same, Some(first.clone())).unwrap()), "sha256:00");
+        let other = ["printers/x", "--output", "ipps://b/ipp/print"];
+        assert_eq!(trust(&asked(&other, Some(first.clone())).unwrap()), "");
+        assert_eq!(trust(&asked(&["printers/x", "--trust", "new"], Some(first.clone())).unwrap()), "new");
+        let missing = asked(&["printers/x", "--trust", "/nowhere/at.pem"], Some(first)).unwrap_err();
+        assert!(missing.is(Reason::CertificateInvalid));
     }
 
     #[test]

@@ -106,6 +106,8 @@ objects! {
         device: SharedDevice,
         /// What it is: folder:DIRECTORY, cups:QUEUE, an IPP address or group:A,B of a printer; the device file or image:FILE of a drive; the directory of disk space.
         target: String,
+        /// Of a printer that is reached by ipps: which certificate is believed: system, sha256:FINGERPRINT, or file for those that were given; null for others.
+        trust: Option<String>,
         /// Of a printer: whether it is not offered to programs by IPP.
         members_only: bool,
         /// Of disk space: what stays free for the owner; null for others.

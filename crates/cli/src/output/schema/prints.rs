@@ -58,6 +58,10 @@ objects! {
         may_be_printed_twice: bool,
         /// Whether somebody wants it canceled and the printer's machine has not answered yet.
         cancel_requested: bool,
+        /// 1 to 100; higher is earlier.
+        priority: u64,
+        /// Whether it is held until its PIN is stated.
+        needs_pin: bool,
         /// When it was handed over, RFC 3339.
         create_time: Option<String>,
         /// When it ended, RFC 3339.

@@ -28,8 +28,8 @@ pub(super) struct Pull<P> {
     spool: Uuid,
     settings: PullSettings,
     status: watch::Sender<PullStatus>,
-    /// Jobs that are to be taken, the oldest first, and when.
-    waiting: BTreeMap<Uuid, Instant>,
+    /// Jobs that are to be taken.
+    waiting: BTreeMap<Uuid, Wanted>,
     /// Jobs that are being taken.
     taking: JoinSet<(Uuid, Result<Taken>)>,
     active: HashMap<Uuid, CancellationToken>,
@@ -44,8 +44,18 @@ pub(super) struct Pull<P> {
     unwanted: HashSet<Uuid>,
     /// Jobs that the server told of in this session.
     told: HashSet<Uuid>,
-    offered: HashSet<String>,
+    /// Priorities that the server told of last.
+    priorities: HashMap<Uuid, u8>,
+    /// What the server knows of printers.
+    offered: HashMap<String, OfferedPrinter>,
     renew: Duration,
+}
+
+/// A job that is to be taken: of those that are due the one with the highest priority, then the oldest.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    at: Instant,
+    priority: u8,
 }
 
 /// How taking a job went.
@@ -82,7 +92,8 @@ impl<P: PulledPrinter> Pull<P> {
             given_up: HashSet::new(),
             unwanted: HashSet::new(),
             told: HashSet::new(),
-            offered: HashSet::new(),
+            priorities: HashMap::new(),
+            offered: HashMap::new(),
         }
     }
 
@@ -103,7 +114,8 @@ impl<P: PulledPrinter> Pull<P> {
     /// # Errors
     /// Why the server is away.
     pub(super) async fn session(&mut self, delays: &mut Backoff) -> Result<()> {
-        self.offer().await?;
+        self.offer(true).await?;
+        self.withdraw_others().await?;
         let mut watch = self.client().watch_print_jobs(v1::WatchPrintJobsRequest {}).await?.into_inner();
         self.told.clear();
         // What the server knew before may be another server's memory now: say everything again.
@@ -133,14 +145,13 @@ impl<P: PulledPrinter> Pull<P> {
                     }
                 }
                 () = self.printer.changed() => {
-                    self.offer().await?;
-                    renew = Instant::now() + self.renew;
+                    self.offer(false).await?;
                     if complete {
                         self.report_all().await?;
                     }
                 }
                 () = tokio::time::sleep_until(renew) => {
-                    self.offer().await?;
+                    self.offer(true).await?;
                     renew = Instant::now() + self.renew;
                 }
                 () = tokio::time::sleep_until(look) => {
@@ -154,11 +165,15 @@ impl<P: PulledPrinter> Pull<P> {
         }
     }
 
-    /// Says which printers there are and how they are. One that is not taken does not hold up the others.
-    async fn offer(&mut self) -> Result<()> {
+    /// Says which printers there are and how they are: `all`, or those of which the server knows something else. One that
+    /// is not taken does not hold up the others.
+    async fn offer(&mut self, all: bool) -> Result<()> {
         let printers = self.printer.printers().await?;
         let mut refused = Vec::new();
         for printer in &printers {
+            if !all && self.offered.get(&printer.name) == Some(printer) {
+                continue;
+            }
             match self.client().register_printer(register(printer)).await.map_err(Error::from) {
                 Ok(answer) => {
                     let asked = Duration::from_secs(u64::from(answer.into_inner().renew_seconds));
@@ -173,20 +188,37 @@ impl<P: PulledPrinter> Pull<P> {
                 Err(error) => refused.push((printer.name.clone(), error.message().to_owned())),
             }
         }
-        let names: HashSet<String> = printers.into_iter().map(|p| p.name).collect();
-        for gone in self.offered.difference(&names) {
+        let offered: HashMap<_, _> = printers.into_iter().map(|p| (p.name.clone(), p)).collect();
+        for gone in self.offered.keys().filter(|name| !offered.contains_key(*name)) {
             match super::withdraw(&self.connection, gone).await {
                 Err(error) if error.is_transient() => return Err(error),
                 _ => {}
             }
         }
-        self.offered = names;
         self.status.send_if_modified(|status| {
+            // Of one that was not said again nothing new is known.
+            let same = |(name, _): &&(String, String)| !all && self.offered.get(name) == offered.get(name);
+            let before = status.refused.iter().filter(same).cloned();
+            let refused: Vec<_> = before.chain(refused).collect();
             let changed = status.refused != refused;
             status.refused = refused;
             changed
         });
+        self.offered = offered;
         Ok(())
+    }
+
+    /// Printers may have gone while there was no connection: the server forgets those.
+    async fn withdraw_others(&self) -> Result<()> {
+        let keep = self.offered.keys().cloned().collect();
+        match self.client().withdraw_other_printers(v1::WithdrawOtherPrintersRequest { keep }).await {
+            Ok(_) => Ok(()),
+            Err(status) => match Error::from(status) {
+                // A server of an older version keeps them until an administrator removes them.
+                error if error.kind() == Kind::Unimplemented => Ok(()),
+                error => Err(error),
+            },
+        }
     }
 
     /// The server tells of a job.
@@ -211,11 +243,16 @@ impl<P: PulledPrinter> Pull<P> {
         if job.cancel_requested {
             return self.cancel(id).await;
         }
+        let priority = super::priority_of(job);
+        let other = self.priorities.insert(id, priority) != Some(priority);
         if self.printer.state(id).await?.is_some() && ours {
+            if other {
+                self.printer.prioritize(id, priority).await?;
+            }
             return self.report(id).await;
         }
         if !self.active.contains_key(&id) {
-            self.waiting.entry(id).or_insert_with(Instant::now);
+            self.waiting.entry(id).or_insert(Wanted { at: Instant::now(), priority }).priority = priority;
         }
         Ok(())
     }
@@ -273,6 +310,7 @@ impl<P: PulledPrinter> Pull<P> {
         self.attempts.remove(&id);
         self.reported.remove(&id);
         self.tries.remove(&id);
+        self.priorities.remove(&id);
     }
 
     /// Jobs in the spool that the server did not tell of: it may have given them up, or to another machine.
@@ -364,8 +402,9 @@ impl<P: PulledPrinter> Pull<P> {
     fn start_taking(&mut self) {
         let now = Instant::now();
         while self.taking.len() < FETCHES {
-            let due = self.waiting.iter().find(|(_, at)| **at <= now).map(|(id, _)| *id);
-            let Some(id) = due else { return };
+            let due = self.waiting.iter().filter(|(_, w)| w.at <= now);
+            let first = due.min_by_key(|(id, w)| (std::cmp::Reverse(w.priority), **id));
+            let Some(id) = first.map(|(id, _)| *id) else { return };
             self.waiting.remove(&id);
             let unwanted = CancellationToken::new();
             self.active.insert(id, unwanted.clone());
@@ -380,7 +419,7 @@ impl<P: PulledPrinter> Pull<P> {
         if self.taking.len() >= FETCHES {
             return far;
         }
-        self.waiting.values().min().copied().unwrap_or(far).max(Instant::now())
+        self.waiting.values().map(|w| w.at).min().unwrap_or(far).max(Instant::now())
     }
 
     /// Taking a job has ended.
@@ -419,7 +458,8 @@ impl<P: PulledPrinter> Pull<P> {
 
     fn again(&mut self, id: Uuid) {
         let tries = self.tries.get(&id).copied().unwrap_or(0);
-        self.waiting.insert(id, Instant::now() + AGAIN * (tries + 1));
+        let priority = self.priorities.get(&id).copied().unwrap_or(50);
+        self.waiting.insert(id, Wanted { at: Instant::now() + AGAIN * (tries + 1), priority });
     }
 
     async fn refused(&mut self, id: Uuid, error: Error) -> Result<()> {
@@ -500,6 +540,7 @@ fn pulled(id: Uuid, job: v1::PrintJob) -> Result<PulledJob> {
         .map_err(|_| Error::new(Reason::PeerMisbehaves, "the server told of a document without its digest"))?;
     Ok(PulledJob {
         id,
+        priority: super::priority_of(&job),
         printer: job.printer,
         display_name: job.display_name,
         user: job.user,

@@ -30,6 +30,8 @@ const FOLLOW: Duration = Duration::from_secs(1);
 const FOLLOW_FIRST: Duration = Duration::from_millis(20);
 /// Questions in a row without an answer after which a job counts as lost from sight.
 const PATIENCE: u32 = 5;
+/// Why nothing is sent to a printer whose certificate is not the one that is trusted.
+pub const UNTRUSTED: &str = "certificate-untrusted";
 /// Jobs that are listed when a mark is looked for.
 const LISTED: i32 = 1000;
 
@@ -238,7 +240,12 @@ impl Seen {
 }
 
 fn reason_of(error: &Error) -> String {
-    if error.is(Reason::DeviceAway) { "connecting-to-device" } else { "other" }.to_owned()
+    let reason = match error {
+        error if error.is(Reason::DeviceAway) => "connecting-to-device",
+        error if error.is(Reason::PrinterUntrusted) => UNTRUSTED,
+        _ => "other",
+    };
+    reason.to_owned()
 }
 
 /// The job's name with its mark; the same for the same document of the same job.
@@ -288,8 +295,10 @@ impl Output for Remote {
             let mut request = self.request(Operation::GetPrinterAttributes);
             let wanted = ["printer-state", "printer-state-reasons", "printer-is-accepting-jobs", "queued-job-count"];
             request.group_mut(group::OPERATION).put_all("requested-attributes", wanted.map(Value::keyword));
-            let Ok(answer) = self.client.ask(&request, None).await else {
-                return Condition::unready("connecting-to-device");
+            let answer = match self.client.ask(&request, None).await {
+                Ok(answer) => answer,
+                Err(error) if error.is(Reason::PrinterUntrusted) => return Condition::unready(UNTRUSTED),
+                Err(_) => return Condition::unready("connecting-to-device"),
             };
             let Some(printer) = answer.group(group::PRINTER) else { return Condition::unready("other") };
             if printer.int("printer-state") == Some(5) || printer.bool("printer-is-accepting-jobs") == Some(false) {

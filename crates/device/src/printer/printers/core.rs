@@ -13,12 +13,13 @@ use super::super::model::{
     Destination, Document, Job, JobId, JobState, OutputConfig, PrinterConfig, Ticket as JobTicket, Who,
 };
 use super::super::output::{Folder, Output, remote};
-use super::super::queue::{Action, Event, Queue, Refusal, Switches};
+use super::super::queue::{Action, Condition, Event, Queue, Refusal, Switches};
 use super::super::quota::{self, Usage};
 use super::super::upload::{Bounds, DocumentRequest};
 use super::view::{Change, ChangeKind};
 use super::{Inner, JobRequest, MAX_PRINTERS, Options, denied, job_of, refused, run};
 use crate::ipp::client::{Endpoint, Piece, Target};
+use crate::ipp::trust::is_secure;
 
 /// Job numbers that are reserved at a time, so that not every job writes the counter.
 const RESERVE: u32 = 64;
@@ -98,9 +99,13 @@ fn make_output(config: &OutputConfig, options: &Options) -> Result<Arc<dyn Outpu
                     Endpoint::Tcp { host: host.to_owned(), port, tls: false }
                 }
             };
-            Arc::new(remote::connect(Target::of_cups(queue, endpoint)?, options.tls.clone()))
+            Arc::new(remote::connect(Target::of_cups(queue, endpoint)?, None))
         }
-        Destination::Ipp { uri } => Arc::new(remote::connect(Target::of_uri(uri)?, options.tls.clone())),
+        Destination::Ipp { uri, trust } => {
+            let target = Target::of_uri(uri)?;
+            let tls = if is_secure(&target) { Some(trust.config()?) } else { None };
+            Arc::new(remote::connect(target, tls))
+        }
     })
 }
 
@@ -430,6 +435,7 @@ impl Core {
             .printers
             .get_mut(printer)
             .ok_or_else(|| Error::new(Reason::ResourceUnknown, "there is no such printer"))?;
+        let asked = matches!(event, Event::Condition(..)).then(|| stands(&found.queue));
         let actions = match found.queue.apply(event, now) {
             Ok(actions) => actions,
             Err(refusal) => {
@@ -440,6 +446,10 @@ impl Core {
                 return Err(refused(refusal));
             }
         };
+        let changed = asked.is_some_and(|before| before != stands(&found.queue));
+        if changed {
+            self.note(inner, printer, None, ChangeKind::State);
+        }
         let mut batch = first;
         let (mut starts, mut files) = (Vec::new(), Vec::new());
         if self.next_job > self.reserved {
@@ -569,6 +579,15 @@ impl Core {
     pub(super) fn changes(&self, after: u64) -> Vec<Change> {
         self.changes.iter().filter(|c| c.number > after).cloned().collect()
     }
+}
+
+/// Why each output is not ready.
+fn stands(queue: &Queue) -> Vec<Option<String>> {
+    let reason = |condition: &Condition| match condition {
+        Condition::Unready { reason } => Some(reason.clone()),
+        Condition::Ready { .. } => None,
+    };
+    queue.slots().iter().map(|slot| reason(&slot.condition)).collect()
 }
 
 /// What of a job goes with its end.

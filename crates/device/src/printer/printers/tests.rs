@@ -79,23 +79,6 @@ async fn print(printers: &Printers, who: &Who, request: JobRequest, content: &[u
     upload.finish().await
 }
 
-/// Waits for a change until it is so.
-async fn until(printers: &Printers, so: impl Fn(&Printers) -> bool) {
-    let mut changes = printers.watch();
-    tokio::time::timeout(Duration::from_secs(60), async {
-        while !so(printers) {
-            changes.changed().await.unwrap();
-        }
-    })
-    .await
-    .expect("it does not come to that");
-}
-
-async fn over(printers: &Printers, id: JobId) -> Job {
-    until(printers, |p| p.job(id).unwrap().state.is_over()).await;
-    printers.job(id).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn small_and_large_documents_come_out_as_they_went_in() {
     let mut rig = Rig::new();
@@ -106,7 +89,7 @@ async fn small_and_large_documents_come_out_as_they_went_in() {
     assert!(small.len() < 64 * 1024 && large.len() > 64 * 1024);
     for content in [&small, &large] {
         let job = print(&printers, &anna(), JobRequest::default(), content).await.unwrap();
-        assert_eq!(over(&printers, job.id).await.state, JobState::Completed);
+        assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
         let name = rig.printed().pop().unwrap();
         assert_eq!(&std::fs::read(rig.out().join(name)).unwrap(), content);
     }
@@ -169,7 +152,7 @@ async fn a_job_that_is_acknowledged_is_printed_once_wherever_the_process_dies() 
                             tokio::time::sleep(Duration::from_millis(1)).await
                         }
                     };
-                    tokio::select! { () = died => break, _ = over(&printers, job.id) => {} }
+                    tokio::select! { () = died => break, _ = printers.over(job.id) => {} }
                 }
             }
             printers.close().await;
@@ -177,11 +160,11 @@ async fn a_job_that_is_acknowledged_is_printed_once_wherever_the_process_dies() 
 
             let printers = rig.open().await;
             for job in &acknowledged {
-                let now = over(&printers, job.id).await;
+                let now = printers.over(job.id).await.unwrap();
                 assert_eq!((now.uuid, now.state), (job.uuid, JobState::Completed), "{point} {count}");
             }
             // What was not acknowledged may be there too, once.
-            until(&printers, |p| p.get("laser").unwrap().jobs == 0).await;
+            printers.until(|p| p.get("laser").unwrap().jobs == 0).await.unwrap();
             let names = rig.printed();
             for job in &acknowledged {
                 let own = format!("{:06}-", job.id.0);
@@ -205,9 +188,9 @@ async fn numbers_are_never_given_twice() {
     config.limits.history = 1;
     printers.put(config).await.unwrap();
     let zeroth = print(&printers, &anna(), JobRequest::default(), &pdf::sample(1, "a")).await.unwrap();
-    over(&printers, zeroth.id).await;
+    printers.over(zeroth.id).await.unwrap();
     let first = print(&printers, &anna(), JobRequest::default(), &pdf::sample(1, "a")).await.unwrap();
-    over(&printers, first.id).await;
+    printers.over(first.id).await.unwrap();
     printers.remove("laser").await.unwrap();
     printers.put(rig.config()).await.unwrap();
     printers.close().await;
@@ -228,7 +211,7 @@ async fn a_full_disk_refuses_the_job_and_nothing_else() {
     assert_eq!(printers.get("laser").unwrap().jobs, 0);
     rig.switch.mend();
     let job = print(&printers, &anna(), JobRequest::default(), &pdf::sample(1, "a")).await.unwrap();
-    assert_eq!(over(&printers, job.id).await.state, JobState::Completed);
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
     assert_eq!(rig.printed().len(), 1);
 }
 
@@ -239,11 +222,11 @@ async fn a_printer_without_paper_goes_on_by_itself() {
     printers.put(rig.config()).await.unwrap();
     printers.set_fault("laser", "laser", Fault::Empty).unwrap();
     let job = print(&printers, &anna(), JobRequest::default(), &pdf::sample(1, "a")).await.unwrap();
-    until(&printers, |p| p.get("laser").unwrap().state == PrinterState::Stopped).await;
+    printers.until(|p| p.get("laser").unwrap().state == PrinterState::Stopped).await.unwrap();
     assert_eq!(printers.get("laser").unwrap().reasons, ["media-empty-error"]);
     assert!(rig.printed().is_empty());
     printers.set_fault("laser", "laser", Fault::None).unwrap();
-    assert_eq!(over(&printers, job.id).await.state, JobState::Completed);
+    assert_eq!(printers.over(job.id).await.unwrap().state, JobState::Completed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,7 +241,7 @@ async fn a_jam_moves_the_job_once_and_what_came_out_is_counted() {
     printers.put(config).await.unwrap();
     printers.set_fault("laser", "laser", Fault::Jam(2)).unwrap();
     let job = print(&printers, &anna(), JobRequest::default(), &pdf::sample(5, "a")).await.unwrap();
-    let job = over(&printers, job.id).await;
+    let job = printers.over(job.id).await.unwrap();
     assert_eq!((job.state, job.moved, job.impressions_done), (JobState::Completed, true, 7));
     assert_eq!(job.output.as_deref(), Some("second"));
     assert!(rig.printed().is_empty());
@@ -294,7 +277,7 @@ async fn quotas_count_sheets_and_bytes_and_what_waits() {
     // An upload keeps the printers open.
     drop(upload);
     printers.pause("laser", false).await.unwrap();
-    over(&printers, job.id).await;
+    printers.over(job.id).await.unwrap();
     let (used, _, allowed) = printers.usage("laser", &anna()).unwrap();
     assert_eq!((used.sheets, used.jobs, allowed.sheets), (8, 1, Some(10)));
     // The next day everything is allowed again; after a restart it is still known.
@@ -329,7 +312,7 @@ async fn strangers_cannot_touch_a_job_and_a_pin_opens_it() {
     assert!(printers.release_by_pin(job.id, "4711").await.unwrap_err().is(Reason::PinWrong), "locked");
     rig.clock.advance(Duration::from_secs(301));
     printers.release_by_pin(job.id, "4711").await.unwrap();
-    let job = over(&printers, job.id).await;
+    let job = printers.over(job.id).await.unwrap();
     assert_eq!(job.state, JobState::Completed);
     let error = printers.control(job.id, &anna(), false, Verb::Cancel).await.unwrap_err();
     assert!(error.is(Reason::PrintJobEnded));

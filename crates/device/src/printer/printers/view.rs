@@ -206,6 +206,32 @@ impl Printers {
         self.inner.changed.subscribe()
     }
 
+    /// Waits until it is so. It is looked at now and after each change.
+    ///
+    /// # Errors
+    /// `SHUTTING_DOWN` if the printers are closed before.
+    pub async fn until(&self, so: impl Fn(&Self) -> bool) -> Result<()> {
+        let mut changes = self.watch();
+        while !so(self) {
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = self.inner.stop.cancelled() => {
+                    return Err(Error::new(Reason::ShuttingDown, "the printers are being closed"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a job is over. Gives it as it is then.
+    ///
+    /// # Errors
+    /// `PRINT_JOB_UNKNOWN`, `SHUTTING_DOWN`.
+    pub async fn over(&self, id: JobId) -> Result<Job> {
+        self.until(|p| p.job(id).map_or(true, |j| j.state.is_over())).await?;
+        self.job(id)
+    }
+
     /// Changes after a number, the oldest first; the newest thousand are remembered.
     pub fn changes(&self, after: u64) -> Vec<Change> {
         self.inner.core.lock().changes(after)

@@ -115,37 +115,43 @@ if [ -n "$bench" ]; then
     end=$(date +%s%N)
     echo $((bytes * 1000 / (end - begin)))
   }
-  nbdkit -f -U "$work/kit.sock" file "$iso" & started+=($!)
-  nbdkit -f -i 127.0.0.1 -p 18731 file "$iso" & started+=($!)
-  nbdkit -f -i 127.0.0.1 -p 18732 --tls=require --tls-certificates="$pki" file "$iso" & started+=($!)
+  ours_pid=${started[0]} ours_tls_pid=${started[1]}
+  nbdkit -f -U "$work/kit.sock" file "$iso" & started+=($!); kit_unix_pid=$!
+  nbdkit -f -i 127.0.0.1 -p 18731 file "$iso" & started+=($!); kit_pid=$!
+  nbdkit -f -i 127.0.0.1 -p 18732 --tls=require --tls-certificates="$pki" file "$iso" & started+=($!); kit_tls_pid=$!
   dd if=/dev/urandom of="$work/psk.bin" bs=32 count=1 2>/dev/null
   echo "alice:$(xxd -p -c 64 "$work/psk.bin" 2>/dev/null || od -An -vtx1 "$work/psk.bin" | tr -d ' \n')" >"$work/psk"
   chmod 600 "$work/psk"
-  nbdkit -f -i 127.0.0.1 -p 18733 --tls=require --tls-psk="$work/psk" file "$iso" & started+=($!)
+  nbdkit -f -i 127.0.0.1 -p 18733 --tls=require --tls-psk="$work/psk" file "$iso" & started+=($!); kit_psk_pid=$!
   for port in 18731 18732 18733; do
     timeout 20 sh -c "until (exec 3<>/dev/tcp/127.0.0.1/$port) 2>/dev/null; do sleep 0.1; done" 2>/dev/null ||
       timeout 20 bash -c "until (exec 3<>/dev/tcp/127.0.0.1/$port) 2>/dev/null; do sleep 0.1; done"
   done
   cat "$iso" >/dev/null
   median() { sort -n | sed -n "$((($1 + 1) / 2))p"; }
-  # compare NAME OUR_URI THEIR_URI CONNECTIONS: five interleaved rounds.
+  # Milliseconds of processor time that a process has used.
+  used() { awk -v hz="$(getconf CLK_TCK)" '{print int(($14 + $15) * 1000 / hz)}' "/proc/$1/stat"; }
+  # compare NAME CONNECTIONS OUR_PID OUR_URI THEIR_PID THEIR_URI: five interleaved rounds. The servers' own processor time is
+  # told as well: unlike the rate it is the same when other programs want the machine, who take more from a few threads than
+  # from many.
   compare() {
-    local round
+    local round ours theirs our_cpu their_cpu
     : >"$work/ours"; : >"$work/theirs"
+    our_cpu=$(used "$3") their_cpu=$(used "$5")
     for round in 1 2 3 4 5; do
-      rate "$2" "$4" >>"$work/ours"
-      rate "$3" "$4" >>"$work/theirs"
+      rate "$4" "$2" >>"$work/ours"
+      rate "$6" "$2" >>"$work/theirs"
     done
-    local ours theirs
+    our_cpu=$((($(used "$3") - our_cpu) / 5)) their_cpu=$((($(used "$5") - their_cpu) / 5))
     ours=$(median 5 <"$work/ours") theirs=$(median 5 <"$work/theirs")
-    printf '%-34s %6d MB/s   nbdkit %6d MB/s   ratio %d.%02d   (%s | %s)\n' "$1" "$ours" "$theirs" \
+    printf '%-34s %6d MB/s %5d ms   nbdkit %6d MB/s %5d ms   ratio %d.%02d   (%s | %s)\n' "$1" "$ours" "$our_cpu" "$theirs" "$their_cpu" \
       $((ours / theirs)) $((ours * 100 / theirs % 100)) "$(tr '\n' ' ' <"$work/ours")" "$(tr '\n' ' ' <"$work/theirs")"
   }
-  compare "TCP, 4 connections" "$tcp" nbd://127.0.0.1:18731 4
-  compare "TCP, 1 connection" "$tcp" nbd://127.0.0.1:18731 1
-  compare "Unix socket, 4 connections" "$unix" "nbd+unix:///?socket=$work/kit.sock" 4
-  compare "TLS (certificates), 4 connections" "$tls" "nbds://localhost:18732/?tls-certificates=$pki" 4
-  compare "TLS, nbdkit with PSK" "$tls" "nbds://alice@127.0.0.1:18733/?tls-psk-file=$work/psk" 4
+  compare "TCP, 4 connections" 4 "$ours_pid" "$tcp" "$kit_pid" nbd://127.0.0.1:18731
+  compare "TCP, 1 connection" 1 "$ours_pid" "$tcp" "$kit_pid" nbd://127.0.0.1:18731
+  compare "Unix socket, 4 connections" 4 "$ours_pid" "$unix" "$kit_unix_pid" "nbd+unix:///?socket=$work/kit.sock"
+  compare "TLS (certificates), 4 connections" 4 "$ours_tls_pid" "$tls" "$kit_tls_pid" "nbds://localhost:18732/?tls-certificates=$pki"
+  compare "TLS, nbdkit with PSK" 4 "$ours_tls_pid" "$tls" "$kit_psk_pid" "nbds://alice@127.0.0.1:18733/?tls-psk-file=$work/psk"
   exit 0
 fi
 

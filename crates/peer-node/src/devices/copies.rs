@@ -75,6 +75,23 @@ impl Spot {
     }
 }
 
+/// A place that is to be given back.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Left {
+    /// Which.
+    #[serde(flatten)]
+    pub at: Spot,
+    /// All in it goes after its time, because its lender does not leave.
+    #[serde(default)]
+    pub retired: bool,
+}
+
+impl From<Spot> for Left {
+    fn from(at: Spot) -> Self {
+        Self { at, retired: false }
+    }
+}
+
 /// What is remembered of a share's copy.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Kept {
@@ -100,7 +117,7 @@ pub(super) struct Kept {
     pub moving: Option<Spot>,
     /// Where it was, to be given back.
     #[serde(default)]
-    pub left: Vec<Spot>,
+    pub left: Vec<Left>,
     /// What its proofs said.
     #[serde(default)]
     pub standing: Standing,

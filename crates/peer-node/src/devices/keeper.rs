@@ -14,7 +14,7 @@
 
 use super::Devices;
 use super::address::Target;
-use super::copies::{Copier, Kept, ShareSource, Spot, now_ms};
+use super::copies::{Copier, Kept, Left, ShareSource, Spot, now_ms};
 use super::disk::{RESERVE, blocking};
 use super::far_place::said;
 use super::remote::{in_time, own_problem};
@@ -30,6 +30,9 @@ use std::time::Duration;
 const AGAIN: Duration = Duration::from_secs(600);
 /// What may be taken home, in all: as much as the disk has beyond the reserve.
 const HOME_BYTES: u64 = 1 << 60;
+
+/// Objects that are retired at a time.
+const RETIRE: usize = 4_096;
 
 /// How a place looks, with why.
 pub(super) enum Seen {
@@ -149,7 +152,7 @@ impl Devices {
         }
         if matches!(seen, Seen::There) && kept.moving.is_some() {
             // It stays after all.
-            kept.left.extend(kept.moving.take());
+            kept.left.extend(kept.moving.take().map(Left::from));
             self.write_kept(kept).await?;
         }
         match kept.standing.step(seen.plain(), now_ms(), &self.rules()) {
@@ -266,7 +269,7 @@ impl Devices {
                 // The old place is as it was: it is the new one that does not take it.
                 if !to.is_home() && definite && matches!(self.see(&kept.at).await, Seen::There | Seen::Leaving) {
                     kept.moving = None;
-                    kept.left.push(to);
+                    kept.left.push(to.into());
                     kept.next_disk.clear();
                     self.write_kept(kept).await?;
                 }
@@ -274,7 +277,7 @@ impl Devices {
             }
         };
         tracing::info!(share = kept.share, home = to.is_home(), copied, "a second copy has moved");
-        kept.left.push(std::mem::replace(&mut kept.at, to));
+        kept.left.push(std::mem::replace(&mut kept.at, to).into());
         kept.moving = None;
         self.write_kept(kept).await?;
         self.give_back_left(kept).await
@@ -348,18 +351,41 @@ impl Devices {
 
     /// Gives back the places in which a copy was before. Their lenders wait for that.
     async fn give_back_left(&self, kept: &mut Kept) -> Result<()> {
+        // One to which the copy has come back, or is about to, is not left.
+        let (at, moving) = (kept.at.clone(), kept.moving.clone());
+        kept.left.retain(|l| l.at != at && Some(&l.at) != moving.as_ref());
         let mut result = Ok(());
         for left in kept.left.clone() {
-            match self.return_at(&left).await {
-                Err(error) if error.kind() == ErrorKind::Unavailable => result = Err(error),
-                // Given back, gone, or one that nobody waits for and that keeps what it has for its time.
-                _ => {
-                    kept.left.retain(|spot| *spot != left);
-                    self.write_kept(kept).await?;
+            let given = match self.return_at(&left.at).await {
+                // Its lender does not leave, so that it has to wait until all in it was retired long enough.
+                Err(error) if error.is(Reason::MirrorAppendOnly) && left.retired => continue,
+                Err(error) if error.is(Reason::MirrorAppendOnly) => self.retire_all(&left.at).await.map(|()| true),
+                Err(error) => Err(error),
+                Ok(()) => Ok(false),
+            };
+            match given {
+                Ok(true) => kept.left.iter_mut().filter(|l| **l == left).for_each(|l| l.retired = true),
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    result = Err(error);
+                    continue;
                 }
+                // Given back, or gone.
+                _ => kept.left.retain(|l| *l != left),
             }
+            self.write_kept(kept).await?;
         }
         result
+    }
+
+    /// Lets everything in a place go after its time.
+    async fn retire_all(&self, at: &Spot) -> Result<()> {
+        let (place, mut after) = (self.place_at(at)?, None);
+        loop {
+            let page = place.list(after, RETIRE).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(*last);
+            place.retire(page.into_iter().map(|(id, _)| id).collect()).await?;
+        }
     }
 
     async fn return_at(&self, at: &Spot) -> Result<()> {

@@ -4,7 +4,7 @@ use crate::catalogue_office::{Machine, Office, Seat, caller, grant, in_process};
 use common::error::{Error, Result};
 use common::identity::DeviceKey;
 use common::model::{DeviceId, Right};
-use common::settings::ByteSize;
+use common::settings::{ByteSize, HumanDuration};
 use common::shutdown::Shutdown;
 use common::status::from_status;
 use http_body_util::{BodyExt, StreamBody};
@@ -50,6 +50,7 @@ impl DeviceNode {
             announce: false,
             spool_limit: ByteSize::mib(64),
             disc_cache: ByteSize::mib(64),
+            mirror_look: HumanDuration::millis(100),
             ..DeviceSettings::default()
         };
         let parts = DeviceParts {

@@ -11,6 +11,8 @@ use std::ops::Range;
 
 /// Bytes that all object streams of a file may unfold to.
 pub const MAX_INFLATED: usize = 64 << 20;
+/// Bytes that are looked through at a time.
+const PIECE: usize = 64;
 /// Objects that are looked at.
 const MAX_OBJECTS: usize = 2_000_000;
 
@@ -320,12 +322,20 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     let first = *what.first()?;
     let mut at = 0;
     loop {
-        at += bytes.get(at..)?.iter().position(|b| *b == first)?;
+        at += place_of(bytes.get(at..)?, first)?;
         if bytes[at..].starts_with(what) {
             return Some(at);
         }
         at += 1;
     }
+}
+
+/// Where a byte is first. A piece in which it is not is passed over at once: every document is looked through from end to
+/// end, and the compiler compares many bytes of a piece at a time.
+fn place_of(bytes: &[u8], wanted: u8) -> Option<usize> {
+    let holds = |piece: &[u8]| piece.iter().fold(false, |found, b| found | (*b == wanted));
+    let (number, piece) = bytes.chunks(PIECE).enumerate().find(|(_, piece)| holds(piece))?;
+    piece.iter().position(|b| *b == wanted).map(|at| number * PIECE + at)
 }
 
 /// A PDF file of so many A4 pages, each with a line of text; for tests, examples and demonstrations.
@@ -368,6 +378,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn words_are_found_wherever_they_lie() {
+        for before in 0..3 * PIECE {
+            let mut bytes = vec![b'o'; before];
+            bytes.extend_from_slice(b"obj and more");
+            assert_eq!(find(&bytes, b"obj"), Some(before));
+            assert_eq!((find(&bytes, b"stream"), find(&bytes, b"more")), (None, Some(before + 8)));
+            assert_eq!(find(&bytes[..before + 2], b"obj"), None);
+        }
+    }
 
     #[test]
     fn pages_of_plain_files_are_counted() {

@@ -2,7 +2,8 @@
 # One-page jobs of 30 kB: how many a second are accepted and finished by our folder printer and by cupsd, with the same
 # client, in turns. Accepted: by queues that are paused, with connections that are kept. Finished: by our folder, and by a
 # queue of cupsd without filters to a socket that swallows all. Ours answers when a job is synced; cupsd does not sync. So
-# everything is measured on the disk, and once more in memory, where a sync costs neither of them anything.
+# everything is measured on the disk, and once more in memory, where a sync costs neither of them anything. cupsd keeps no
+# history: it writes late, and what was canceled in one round would be written in the next.
 #
 #   tests/devices/printers_bench.sh DIRECTORY [ROUNDS]   where the example print_bench is, of a release build
 #                                                        (cargo build --release -p atrium-device --example print_bench);
@@ -26,6 +27,8 @@ cat >/etc/cups/cupsd.conf <<CONF
 Listen 127.0.0.1:6631
 Listen /run/cups/cups.sock
 MaxJobs 0
+PreserveJobHistory No
+PreserveJobFiles No
 MaxClients 200
 LogLevel none
 Browsing No
@@ -65,6 +68,8 @@ begin atrium "$BIN"
 servers="atrium cupsd"
 [ -z "$OLD" ] || { begin before "$OLD"; servers="before $servers"; }
 for _ in $(seq "$ROUNDS"); do
+    # Each comes first as often as the others: what one leaves to the disk is felt by the next.
+    servers="${servers#* } ${servers%% *}"
     for lanes in 1 4 16; do
         for server in $servers; do
             echo "$place $server $(FORMAT=${format[$server]} LANES=$lanes NOWAIT=1 "$BIN/print_bench" "${uri[$server]}/printers/held" 400)"

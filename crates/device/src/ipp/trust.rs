@@ -65,7 +65,7 @@ impl FromStr for Trust {
         if let Some(hex) = text.strip_prefix("sha256:") {
             let hex: String = hex.chars().filter(|c| *c != ':').collect();
             let wrong = || invalid("a fingerprint has 64 hexadecimal digits");
-            if hex.len() != 64 || !hex.is_ascii() {
+            if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
                 return Err(wrong());
             }
             let mut digest = [0; 32];

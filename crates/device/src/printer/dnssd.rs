@@ -96,17 +96,16 @@ fn cut_txt(key: &str, value: &str) -> String {
 /// `dnssd://Laser%20%40%20anna._ipps._tcp.local/?uuid=…`.
 fn named(uri: &str) -> Option<(String, String)> {
     let authority = uri.strip_prefix("dnssd://")?.split(['/', '?']).next()?;
-    let mut bytes = Vec::new();
-    let mut rest = authority.as_bytes();
+    let (mut bytes, mut rest) = (Vec::new(), authority.as_bytes());
     while let [first, tail @ ..] = rest {
-        (bytes, rest) = match (first, tail) {
-            (b'%', [a, b, tail @ ..]) => {
-                let digits = [*a, *b];
-                let code = std::str::from_utf8(&digits).ok().and_then(|h| u8::from_str_radix(h, 16).ok())?;
-                ([&bytes[..], &[code]].concat(), tail)
-            }
-            (other, tail) => ([&bytes[..], &[*other]].concat(), tail),
-        };
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let digits = tail.get(..2).and_then(|d| std::str::from_utf8(d).ok())?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &tail[2..];
     }
     let name = String::from_utf8(bytes).ok()?;
     let name = name.trim_end_matches('.');
@@ -270,7 +269,6 @@ mod tests {
 
     #[test]
     fn the_address_of_a_printer_that_cups_found_is_read() {
-        let named = |uri: &str| named(uri).map(|(i, s)| (i, s));
         let laser = ("Laser @ anna".to_owned(), "_ipps._tcp.local.".to_owned());
         assert_eq!(named("dnssd://Laser%20%40%20anna._ipps._tcp.local/?uuid=1"), Some(laser.clone()));
         assert_eq!(named("dnssd://Laser%20@%20anna._ipps._tcp.local./cups"), Some(laser));

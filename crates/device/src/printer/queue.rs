@@ -174,8 +174,10 @@ impl Queue {
         if !self.switches.accepting {
             return Err(Refusal::NotAccepting);
         }
-        let own = self.active().filter(|j| j.owner.same_account(&job.owner)).count();
-        let bytes: u64 = self.active().map(|j| j.bytes).sum();
+        let count = |(own, bytes): (usize, u64), j: &Job| {
+            (own + usize::from(j.owner.same_account(&job.owner)), bytes + j.bytes)
+        };
+        let (own, bytes) = self.active().fold((0, 0), count);
         if self.active.len() >= self.limits.jobs
             || own >= self.limits.person_jobs
             || bytes + job.bytes > self.limits.bytes

@@ -325,7 +325,7 @@ mod tests {
                 let next = match event {
                     Event::Cancel => cancel(&job, CANCELED, now).unwrap_or(None),
                     Event::Hold => hold(&job).unwrap_or(None),
-                    Event::Release => release(&job, None, now).map_or(None, |(next, _)| next),
+                    Event::Release => release(&job, None, now).ok().and_then(|(next, _)| next),
                     Event::Claim(n) => claim(&job, spool(n), now),
                     Event::Update(attempt, state, sheets) => {
                         let state = JobState::from_number(state).unwrap_or(JobState::Pending);

@@ -334,15 +334,7 @@ fn references(bytes: &[u8], out: &mut Vec<u32>) {
 }
 
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
-    let first = *what.first()?;
-    let mut at = 0;
-    loop {
-        at += bytes.get(at..)?.iter().position(|b| *b == first)?;
-        if bytes[at..].starts_with(what) {
-            return Some(at);
-        }
-        at += 1;
-    }
+    memchr::memmem::find(bytes, what)
 }
 
 /// A PDF file of so many A4 pages, each with a line of text; for tests, examples and demonstrations.
@@ -385,6 +377,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn words_are_found_wherever_they_lie() {
+        for before in 0..200 {
+            let mut bytes = vec![b'o'; before];
+            bytes.extend_from_slice(b"obj and more");
+            assert_eq!(find(&bytes, b"obj"), Some(before));
+            assert_eq!((find(&bytes, b"stream"), find(&bytes, b"more")), (None, Some(before + 8)));
+            assert_eq!(find(&bytes[..before + 2], b"obj"), None);
+        }
+    }
 
     #[test]
     fn pages_of_plain_files_are_counted() {

@@ -228,7 +228,7 @@ impl Printers {
     /// # Errors
     /// `PRINT_JOB_UNKNOWN`, `SHUTTING_DOWN`.
     pub async fn over(&self, id: JobId) -> Result<Job> {
-        self.until(|p| p.job(id).map_or(true, |j| j.state.is_over())).await?;
+        self.until(|p| !p.job(id).is_ok_and(|j| !j.state.is_over())).await?;
         self.job(id)
     }
 

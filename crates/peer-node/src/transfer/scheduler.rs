@@ -30,7 +30,8 @@
 //!   another one will bring much later by its measured rate. The first answer counts, the other call is cancelled.
 //! * A source that brings nothing for [`STALL_US`] or longer gives its pieces back, and is tried again after a pause that
 //!   doubles.
-//! * A wrong piece is counted against the source that sent it and is never asked of it again. The third wrong piece bans it.
+//! * A wrong piece is counted against the source that sent it and is not asked of it again. The third wrong piece bans it;
+//!   going away and coming back does not help.
 //!
 //! So no piece is asked for twice but in the endgame, after a wrong answer, and from a source that has fallen silent.
 //!
@@ -173,11 +174,30 @@ struct Source {
     /// Not to be asked before; the pause that brought it there.
     paused_until_us: u64,
     pause_us: u64,
-    bad: u32,
-    banned: bool,
+    wrong: Wrong,
+}
+
+/// How many wrong pieces a source has sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wrong(u32);
+
+impl Wrong {
+    /// One more; true if it is the one that bans.
+    fn count(&mut self) -> bool {
+        self.0 = self.0.saturating_add(1);
+        self.0 == BAN_AT
+    }
+
+    fn bans(self) -> bool {
+        self.0 >= BAN_AT
+    }
 }
 
 impl Source {
+    fn is_banned(&self) -> bool {
+        self.wrong.bans()
+    }
+
     fn has(&self, piece: Piece) -> bool {
         (self.complete || self.have.has(piece as usize)) && !self.refused.contains(&piece)
     }
@@ -215,6 +235,8 @@ pub struct Scheduler {
     unique: Bits,
     left: usize,
     sources: BTreeMap<SourceKey, Source>,
+    /// Wrong pieces of sources that are away.
+    away: BTreeMap<SourceKey, Wrong>,
     calls: BTreeMap<CallKey, Call>,
     /// Pieces that two calls are to bring, or were.
     doubled: HashSet<Piece>,
@@ -246,6 +268,7 @@ impl Scheduler {
             unique: Bits::full(n),
             left: n,
             sources: BTreeMap::new(),
+            away: BTreeMap::new(),
             calls: BTreeMap::new(),
             doubled: HashSet::new(),
             next_call: 1,
@@ -351,13 +374,14 @@ impl Scheduler {
                 } else {
                     self.fresh.iter().any(|p| s.has(p as Piece))
                 };
-                !s.banned && s.paused_until_us <= now_us.saturating_add(STALL_US) && wanted
+                !s.is_banned() && s.paused_until_us <= now_us.saturating_add(STALL_US) && wanted
             })
     }
 
     /// A source is there. Being told again of one changes nothing.
     pub fn join(&mut self, source: SourceKey, now_us: u64) {
         let pieces = self.len.len();
+        let wrong = self.away.remove(&source);
         self.sources.entry(source).or_insert_with(|| Source {
             complete: false,
             spared: false,
@@ -371,8 +395,7 @@ impl Scheduler {
             moved_us: now_us,
             paused_until_us: 0,
             pause_us: 0,
-            bad: 0,
-            banned: false,
+            wrong: wrong.unwrap_or_default(),
         });
     }
 
@@ -426,6 +449,9 @@ impl Scheduler {
             }
         }
         s.have.iter().for_each(|p| self.count_copy(p, false));
+        if s.wrong.0 > 0 {
+            self.away.insert(source, s.wrong);
+        }
     }
 
     /// Content came from a source.
@@ -465,13 +491,16 @@ impl Scheduler {
     /// A piece that this source sent is not what it should be.
     pub fn wrong(&mut self, source: SourceKey, piece: Piece) -> Vec<Action> {
         self.not_written(piece);
-        let Some(s) = self.sources.get_mut(&source) else { return Vec::new() };
-        s.refused.insert(piece);
-        s.bad += 1;
-        if s.bad < BAN_AT || s.banned {
+        let banned = match self.sources.get_mut(&source) {
+            Some(s) => {
+                s.refused.insert(piece);
+                s.wrong.count()
+            }
+            None => self.away.entry(source).or_default().count(),
+        };
+        if !banned {
             return Vec::new();
         }
-        s.banned = true;
         let mut actions = vec![Action::Ban { source }];
         actions.extend(self.end_calls(source));
         actions
@@ -509,12 +538,14 @@ impl Scheduler {
     /// Gives sources that are not banned another chance with pieces that they did not have, or sent wrong. For when nothing
     /// else is left to try.
     pub fn forgive(&mut self) {
-        self.sources.values_mut().filter(|s| !s.banned).for_each(|s| s.refused.clear());
+        self.sources.values_mut().filter(|s| !s.is_banned()).for_each(|s| s.refused.clear());
     }
 
     /// Wrong pieces from a source, and whether it is banned.
     pub fn blame(&self, source: SourceKey) -> (u32, bool) {
-        self.sources.get(&source).map_or((0, false), |s| (s.bad, s.banned))
+        let here = self.sources.get(&source).map(|s| s.wrong);
+        let wrong = here.or_else(|| self.away.get(&source).copied()).unwrap_or_default();
+        (wrong.0, wrong.bans())
     }
 
     /// Measured rate of a source, bytes a second.
@@ -564,7 +595,7 @@ impl Scheduler {
         let mut order: Vec<(u64, SourceKey)> = self
             .sources
             .iter()
-            .filter(|(_, s)| !s.banned)
+            .filter(|(_, s)| !s.is_banned())
             .map(|(key, s)| (s.meter.rate().unwrap_or(f64::MAX) as u64, *key))
             .collect();
         order.sort_unstable_by(|a, b| b.cmp(a));
@@ -597,7 +628,7 @@ impl Scheduler {
     /// The next call for a source, if it should have one.
     fn choose(&mut self, source: SourceKey, now_us: u64, budget: u64) -> Option<Vec<Piece>> {
         let s = self.sources.get(&source)?;
-        if s.banned || s.paused_until_us > now_us || s.calls.len() >= MAX_CALLS || s.spared && !self.spared_open {
+        if s.is_banned() || s.paused_until_us > now_us || s.calls.len() >= MAX_CALLS || s.spared && !self.spared_open {
             return None;
         }
         let most = if s.spared { (self.total / SPARED_PART).max(SPARED_WINDOW) } else { MAX_WINDOW };
@@ -640,7 +671,7 @@ impl Scheduler {
         if self.hungry_since_us.is_some_and(|since| now_us.saturating_sub(since) >= self.hungry_us()) {
             return true;
         }
-        let others = self.sources.values().filter(|s| !s.spared && !s.banned && s.paused_until_us <= now_us);
+        let others = self.sources.values().filter(|s| !s.spared && !s.is_banned() && s.paused_until_us <= now_us);
         let theirs: f64 = others.filter_map(|s| s.meter.rate()).sum();
         if theirs <= 0.0 {
             // Nothing is known of them yet.
@@ -754,7 +785,7 @@ impl Scheduler {
     fn comes_late(&self, source: SourceKey, piece: Piece) -> bool {
         let Some(s) = self.sources.get(&source) else { return true };
         let Some(rate) = s.meter.rate() else { return false };
-        let all: f64 = self.sources.values().filter(|s| !s.banned).filter_map(|s| s.meter.rate()).sum();
+        let all: f64 = self.sources.values().filter(|s| !s.is_banned()).filter_map(|s| s.meter.rate()).sum();
         if rate * 8.0 > all {
             return false;
         }
@@ -763,7 +794,7 @@ impl Scheduler {
         let mine = (s.outstanding as f64 + f64::from(self.len[piece as usize])) / rate;
         mine > 2.0 * rest + 1.0
             && self.sources.iter().any(|(key, o)| {
-                *key != source && !o.banned && o.has(piece) && o.meter.rate().is_some_and(|r| r > 4.0 * rate)
+                *key != source && !o.is_banned() && o.has(piece) && o.meter.rate().is_some_and(|r| r > 4.0 * rate)
             })
     }
 

@@ -1,5 +1,6 @@
 //! The swarm in virtual time. A failing seed is printed; put it into the list of kept ones.
 
+use super::scheduler::{Action, Scheduler};
 use super::sim::{Random, SimNode, SimOutcome, SimSetup, floor, lengths, run};
 
 const MBIT_100: f64 = 12.5e6;
@@ -193,4 +194,27 @@ fn when_a_server_dies_after_its_copy_the_nodes_have_it_among_themselves() {
         setup.nodes[0].dies_us = whole.server_last_us + 100_000;
         check(&setup, &run(&setup));
     }
+}
+
+#[test]
+fn who_lies_and_goes_and_comes_back_is_banned_all_the_same() {
+    let mut scheduler = Scheduler::new(vec![1000; 50], 1);
+    let wrong = |scheduler: &mut Scheduler, now: u64| -> Vec<Action> {
+        scheduler.join(1, now);
+        scheduler.complete(1);
+        let asked = scheduler.poll(now, u64::MAX);
+        let Some(Action::Ask { call, pieces, .. }) = asked.first() else { panic!("{asked:?}") };
+        assert!(scheduler.arrived(*call, pieces[0]));
+        // Found out when it is away again.
+        scheduler.leave(1);
+        scheduler.wrong(1, pieces[0])
+    };
+    assert_eq!(wrong(&mut scheduler, 0), []);
+    assert_eq!(wrong(&mut scheduler, 1), []);
+    assert_eq!(scheduler.blame(1), (2, false));
+    assert_eq!(wrong(&mut scheduler, 2), [Action::Ban { source: 1 }]);
+    assert_eq!(scheduler.blame(1), (3, true));
+    scheduler.join(1, 3);
+    scheduler.complete(1);
+    assert_eq!(scheduler.poll(3, u64::MAX), []);
 }

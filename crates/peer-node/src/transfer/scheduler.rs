@@ -26,8 +26,9 @@
 //!
 //! # When something goes wrong
 //!
-//! * When nothing is left that could be asked for the first time (*endgame*), an idle source is also asked for a piece that
-//!   another one will bring much later by its measured rate. The first answer counts, the other call is cancelled.
+//! * When nothing is left that a source could be asked for the first time (*endgame*), an idle one is also asked for a
+//!   piece that another one will bring much later by its measured rate. The first answer counts, the other call is
+//!   cancelled. Pieces that a source sent wrong do not keep it from that.
 //! * A source that brings nothing for [`STALL_US`] or longer gives its pieces back, and is tried again after a pause that
 //!   doubles.
 //! * A wrong piece is counted against the source that sent it and is not asked of it again. The third wrong piece bans it;
@@ -48,7 +49,7 @@ pub type SourceKey = u32;
 pub type CallKey = u64;
 
 /// A spared source is asked for what others may bring when those have brought nothing for so long, and for as long as
-/// [`HUNGRY_PIECES`] take at the rate of the sources: on a slow line others have news seldom.
+/// three pieces take at the rate of the sources: on a slow line others have news seldom.
 pub const HUNGRY_US: u64 = 250_000;
 /// See [`HUNGRY_US`].
 const HUNGRY_PIECES: f64 = 3.0;
@@ -658,7 +659,8 @@ impl Scheduler {
                 break;
             }
         }
-        if pieces.is_empty() && self.fresh.is_empty() {
+        let refused = |piece: usize| self.is_refused(source, piece);
+        if pieces.is_empty() && self.fresh.iter().all(refused) {
             let piece = self.second_choice(source)?;
             self.doubled.insert(piece);
             return Some(vec![piece]);

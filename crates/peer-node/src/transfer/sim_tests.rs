@@ -218,3 +218,37 @@ fn who_lies_and_goes_and_comes_back_is_banned_all_the_same() {
     scheduler.complete(1);
     assert_eq!(scheduler.poll(3, u64::MAX), []);
 }
+
+#[test]
+fn a_source_that_may_not_be_asked_for_what_is_left_helps_with_the_rest() {
+    let mut scheduler = Scheduler::new(vec![1_000_000; 20], 1);
+    for source in [1, 2] {
+        scheduler.join(source, 0);
+        scheduler.complete(source);
+    }
+    // The first one brings much at once and is asked for all that the second one has not been asked for.
+    let first = scheduler.poll(0, u64::MAX);
+    for action in &first {
+        let Action::Ask { call, source, pieces } = action else { panic!("{action:?}") };
+        if *source == 1 {
+            scheduler.moved(1, 1_000_000, 1);
+            assert!(scheduler.arrived(*call, pieces[0]));
+            scheduler.verified(pieces[0]);
+            scheduler.ended(*call, false, 1);
+        }
+    }
+    scheduler.poll(1, u64::MAX);
+    // The second one sends a wrong piece. It is missing again, and the first one has no room for it.
+    let of_second = first.iter().find_map(|a| match a {
+        Action::Ask { call, source: 2, pieces } => Some((*call, pieces.clone())),
+        _ => None,
+    });
+    let (call, pieces) = of_second.expect("both are asked");
+    assert!(scheduler.arrived(call, pieces[0]));
+    scheduler.ended(call, false, 2);
+    assert_eq!(scheduler.wrong(2, pieces[0]), []);
+    // Ten seconds without anything from the first one make it slow.
+    scheduler.moved(1, 1, 2_000_000);
+    let asked = scheduler.poll(2_000_001, u64::MAX);
+    assert!(asked.iter().any(|a| matches!(a, Action::Ask { source: 2, .. })), "{asked:?}");
+}

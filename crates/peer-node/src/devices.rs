@@ -49,7 +49,7 @@ mod remote;
 mod trust;
 mod uses;
 
-pub use address::Target;
+pub use address::{Target, local};
 pub use grpc::{DeviceGrpc, Side, by_connection};
 pub use own::OwnGrpc;
 

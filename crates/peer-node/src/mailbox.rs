@@ -35,7 +35,7 @@ mod shelf;
 mod spool;
 
 pub use courier::{Fetcher, Members};
-pub use parcel::{MAX_PARCEL_BYTES, MAX_RECEIVERS, Parcel, ParcelFile};
+pub use parcel::{MAX_PARCEL_BYTES, MAX_RECEIVERS, Parcel, ParcelFile, fuzz_parcel};
 pub use plan::{Delivery, DeliveryState};
 pub use rules::Rules;
 pub use seal::SealingKey;

@@ -69,6 +69,7 @@ mod sim_tests;
 mod writer;
 
 pub use engine::Verb;
+pub use journal::fuzz_journal;
 pub use limits::Limits;
 pub use network::NetworkPeers;
 pub use order::{Order, OrderDirectory, OrderFile};

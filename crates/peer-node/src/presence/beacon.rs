@@ -143,6 +143,19 @@ impl Sieve {
     }
 }
 
+/// For fuzzing: reads a body that is signed, whatever it says, and writes what could be read again.
+///
+/// # Panics
+/// If what could be read is read in another way once it was written.
+pub fn fuzz_beacon(key: &DeviceKey, body: &[u8]) {
+    let Ok(wire) = peer::Beacon::decode(body) else { return };
+    let body = peer::Beacon { device_key: key.public_key().to_vec().into(), ..wire }.encode_to_vec();
+    let signature = key.sign(&[CONTEXT, &body].concat());
+    if let Some(read) = Beacon::read(&[MAGIC, &signature[..], &body].concat()) {
+        assert_eq!(Beacon::read(&read.sign(key)), Some(read));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

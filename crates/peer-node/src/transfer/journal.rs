@@ -219,6 +219,35 @@ fn read(bytes: &[u8], boot: [u32; 4]) -> (usize, Found) {
     (notes.len(), found)
 }
 
+/// For fuzzing: reads bytes as a journal, and as the notes of one whose checks fit, cut off at any place.
+///
+/// # Panics
+/// If a piece or a file is both sure and doubtful, or what was cut off changes what stands before it.
+pub fn fuzz_journal(bytes: &[u8]) {
+    let boot = [1, 2, 3, 4];
+    let sound =
+        |found: &Found| found.have.is_disjoint(&found.doubtful) && found.published.is_disjoint(&found.doubtful_files);
+    assert!(sound(&read(bytes, boot).1));
+    let mut journal = MAGIC.to_vec();
+    for (at, note) in bytes.chunks_exact(2).enumerate() {
+        let number = u32::from(note[1]);
+        let note = match note[0] % 5 {
+            0 => Note::Have(number),
+            1 => Note::Lost(number),
+            2 => Note::Published(number),
+            3 => Note::Synced(number),
+            _ => Note::Boot(number % 6),
+        };
+        journal.extend_from_slice(&note.encode(at));
+    }
+    let (notes, found) = read(&journal, boot);
+    assert_eq!(notes, (bytes.len() / 2).min(MAX_ENTRIES));
+    assert!(sound(&found));
+    journal.truncate(journal.len() - bytes.len() % ENTRY);
+    let (fewer, found) = read(&journal, boot);
+    assert!(fewer <= notes && notes - fewer <= 1 && sound(&found));
+}
+
 /// Tells this run of the machine from others.
 pub fn boot_id() -> [u32; 4] {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();

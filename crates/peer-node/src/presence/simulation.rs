@@ -5,7 +5,7 @@ use crate::net::FoundBy;
 use common::identity::DeviceId;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 /// What one machine is doing.
@@ -17,8 +17,8 @@ struct Machine {
     /// Milliseconds by which its clock differs: leaps ahead when it wakes.
     offset_ms: u64,
     asleep: bool,
-    learnt: HashSet<(DeviceId, SocketAddr)>,
-    connected: HashSet<usize>,
+    learnt: BTreeSet<(DeviceId, SocketAddr)>,
+    connected: BTreeSet<usize>,
 }
 
 enum Delivery {
@@ -68,8 +68,8 @@ impl Simulation {
                 address,
                 offset_ms,
                 asleep: false,
-                learnt: HashSet::new(),
-                connected: HashSet::new(),
+                learnt: BTreeSet::new(),
+                connected: BTreeSet::new(),
             });
             this.start(n);
         }

@@ -21,7 +21,7 @@
 use super::beacon::{InstanceId, OfficeTag};
 use crate::net::FoundBy;
 use common::identity::DeviceId;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 /// How often a node calls when nothing happens.
@@ -202,7 +202,7 @@ impl Seen {
 #[derive(Debug)]
 pub struct Table {
     me: DeviceId,
-    devices: HashMap<DeviceId, Seen>,
+    devices: BTreeMap<DeviceId, Seen>,
     now_ms: u64,
     next_announce_ms: u64,
     burst: VecDeque<(u64, bool)>,
@@ -215,7 +215,7 @@ impl Table {
     pub fn new(me: DeviceId, now_ms: u64) -> Self {
         let mut table = Self {
             me,
-            devices: HashMap::new(),
+            devices: BTreeMap::new(),
             now_ms,
             next_announce_ms: now_ms + ANNOUNCE_MS,
             burst: VecDeque::new(),

@@ -5,10 +5,9 @@
 //! new beginning: a generation that was used before could make bytes of an old disc pass for those of a new one.
 
 use common::error::{Error, Reason, Result};
+use common::identity::write_secret;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Gives generations. Called on blocking threads.
@@ -49,11 +48,7 @@ impl Generations for FileGenerations {
             Err(e) => return Err(e.into()),
         };
         let next = last.checked_add(1).ok_or_else(|| Error::internal("generations are used up"))?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-        writeln!(file, "{next}")?;
-        file.as_file().sync_all()?;
-        file.persist(&path).map_err(|e| e.error)?;
-        File::open(&self.dir)?.sync_all()?;
+        write_secret(&path, format!("{next}\n").as_bytes())?;
         Ok(next)
     }
 }

@@ -19,6 +19,7 @@ use crate::catalogue::beneath::Root;
 use crate::catalogue::{Catalogue, TreeFile};
 use bytes::Bytes;
 use common::error::{Error, Reason, Result};
+use common::identity::write_secret;
 use common::model::{ChunkRef, DeviceId, fold};
 use device::disk::mirror::proof::Standing;
 use device::disk::mirror::{FileEntry, MirrorKey, MirrorPlace, MirrorReader, MirrorWriter, Source};
@@ -27,7 +28,7 @@ use futures_util::StreamExt;
 use proto::peer::v1 as wire;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
@@ -455,8 +456,9 @@ impl Devices {
     /// # Errors
     /// IO_FAILED, DISK_FULL.
     pub(super) async fn write_kept(&self, kept: &Kept) -> Result<()> {
-        let (path, kept) = (self.mirror_file(&kept.share, "json"), kept.clone());
-        blocking(move || write_json(&path, &kept)).await
+        let path = self.mirror_file(&kept.share, "json");
+        let text = serde_json::to_vec_pretty(kept).map_err(|e| Error::internal("a mirror's place").caused_by(e))?;
+        blocking(move || write_secret(&path, &text)).await
     }
 
     /// Gets a mirrored share back.
@@ -538,17 +540,6 @@ fn left_out(files: Vec<(String, String)>) -> Vec<wire::NodeProblem> {
         fix: "do it again when the file rests".to_owned(),
     };
     files.into_iter().take(LEFT_OUT_MAX).map(problem).collect()
-}
-
-fn write_json(path: &Path, kept: &Kept) -> Result<()> {
-    use std::io::Write;
-    let directory = path.parent().ok_or_else(|| Error::internal("a path without a directory"))?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(&serde_json::to_vec_pretty(kept).map_err(|e| Error::internal("a mirror's place").caused_by(e))?)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    std::fs::File::open(directory)?.sync_all()?;
-    Ok(())
 }
 
 #[cfg(test)]

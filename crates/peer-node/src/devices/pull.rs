@@ -21,6 +21,7 @@ use common::flow::print_pull::{
     Document, JobReport, OfferedPrinter, PrinterCondition, Progress, PullSettings, PullStatus, PulledJob,
     PulledPrinter, pull,
 };
+use common::identity::write_secret;
 use common::model::Right;
 use device::model::{Caller, Kind};
 use device::printer::model::{Class, JobState, Who};
@@ -55,22 +56,11 @@ fn open(directory: &Path) -> Result<Uuid> {
         Ok(text) => text.trim().parse().map_err(|_| Error::new(Reason::StoreCorrupt, "the id of the print spool")),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let id = Uuid::new_v4();
-            note(directory, "SPOOL", id.to_string().as_bytes())?;
+            write_secret(&path, id.to_string().as_bytes())?;
             Ok(id)
         }
         Err(e) => Err(e.into()),
     }
-}
-
-/// Writes a small file, whole and synced.
-fn note(directory: &Path, name: &str, text: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(text)?;
-    file.as_file().sync_all()?;
-    file.persist(directory.join(name)).map_err(|e| e.error)?;
-    std::fs::File::open(directory)?.sync_all()?;
-    Ok(())
 }
 
 /// Somebody who printed at the server, which has checked who it is.
@@ -209,7 +199,7 @@ async fn known(printers: &Printers, directory: &Path) -> Result<Vec<Uuid>> {
         let noted: HashSet<Uuid> = known.iter().copied().collect();
         // Taken, and then something came in between.
         for job in waiting.iter().filter(|j| !noted.contains(&j.uuid)) {
-            note(&directory, &job.uuid.to_string(), b"")?;
+            write_secret(&directory.join(job.uuid.to_string()), b"")?;
             known.push(job.uuid);
         }
         Ok(known)
@@ -258,7 +248,7 @@ impl PulledPrinter for Spool {
             upload.finish().await?;
         }
         let directory = self.directory.clone();
-        blocking(move || note(&directory, &job.id.to_string(), b"")).await?;
+        blocking(move || write_secret(&directory.join(job.id.to_string()), b"")).await?;
         self.devices.changed();
         Ok(())
     }
@@ -337,7 +327,7 @@ impl Devices {
                     // The server knows already.
                     continue;
                 }
-                note(&directory, &name, end_text(&end).as_bytes())?;
+                write_secret(&directory.join(&name), end_text(&end).as_bytes())?;
             }
             Ok(())
         })

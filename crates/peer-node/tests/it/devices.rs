@@ -386,34 +386,56 @@ async fn a_document_is_printed_whole_and_once() {
     assert_eq!(std::fs::read_dir(anna.machine.folder("printed")).unwrap().count(), 0);
 }
 
+/// A printer of Atrium's that is no device of the office.
+struct FarPrinter {
+    _dir: tempfile::TempDir,
+    printers: Printers,
+    uri: String,
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl FarPrinter {
+    async fn start(tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { reserve_bytes: 0, ..Options::new(dir.path().join("state")) };
+        let printers = Printers::open(options).await.unwrap();
+        let path = dir.path().join("out");
+        let folder = Destination::Folder { path, pages_per_minute: None };
+        printers.put(PrinterConfig::new("laser", folder)).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let scheme = if tls.is_some() { "ipps" } else { "ipp" };
+        let uri = format!("{scheme}://{}/ipp/print/laser", listener.local_addr().unwrap());
+        let service = Service::new(printers.clone(), Arc::new(Open), ServiceOptions::default());
+        let stop = CancellationToken::new();
+        let until = stop.clone();
+        let serving = tokio::spawn(async move { service.serve(listener, tls, None, until).await });
+        Self { _dir: dir, printers, uri, stop, serving }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap();
+        self.printers.close().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_printer_of_another_node_is_not_shared_onward() {
     let office = Office::new();
     let anna = DeviceNode::new(&office, "acme/anna-pc", "anna").await;
-    let dir = tempfile::tempdir().unwrap();
-    let options = Options { reserve_bytes: 0, ..Options::new(dir.path().join("state")) };
-    let printers = Printers::open(options).await.unwrap();
-    let path = dir.path().join("out");
-    printers.put(PrinterConfig::new("laser", Destination::Folder { path, pages_per_minute: None })).await.unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let uri = format!("ipp://{}/ipp/print/laser", listener.local_addr().unwrap());
-    let share = || printer_to(Output::Uri(uri.clone()));
+    let far = FarPrinter::start(None).await;
+    let share = || printer_to(Output::Uri(far.uri.clone()));
     // Nobody answers there: it may be any printer.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nowhere = format!("ipp://{}/ipp/print", silent.local_addr().unwrap());
     drop(silent);
     anna.share("other", printer_to(Output::Uri(nowhere)), &[]).await.unwrap();
-    let service = Service::new(printers.clone(), Arc::new(Open), ServiceOptions::default());
-    let stop = CancellationToken::new();
-    let until = stop.clone();
-    let serving = tokio::spawn(async move { service.serve(listener, None, None, until).await });
     assert!(anna.share("laser", share(), &[]).await.unwrap_err().is(Reason::ResourceRemote));
     assert!(anna.share("other", share(), &[]).await.unwrap_err().is(Reason::ResourceRemote), "also a changed output");
     let own = anna.own().list_own_devices(wire::ListOwnDevicesRequest {}).await.unwrap().into_inner().devices;
     assert_eq!(own.len(), 1);
-    stop.cancel();
-    serving.await.unwrap();
-    printers.close().await;
+    far.end().await;
 }
 
 /// Settings of a printer that has made a certificate for itself, and the certificate.
@@ -434,22 +456,10 @@ fn own_certificate() -> (Arc<rustls::ServerConfig>, rcgen::CertifiedKey<rcgen::K
 async fn a_printer_of_another_node_is_known_by_tls_too() {
     let office = Office::new();
     let anna = DeviceNode::new(&office, "acme/anna-pc", "anna").await;
-    let dir = tempfile::tempdir().unwrap();
-    let options = Options { reserve_bytes: 0, ..Options::new(dir.path().join("state")) };
-    let printers = Printers::open(options).await.unwrap();
-    let path = dir.path().join("out");
-    printers.put(PrinterConfig::new("laser", Destination::Folder { path, pages_per_minute: None })).await.unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let uri = format!("ipps://{}/ipp/print/laser", listener.local_addr().unwrap());
-    let service = Service::new(printers.clone(), Arc::new(Open), ServiceOptions::default());
-    let (config, _) = own_certificate();
-    let stop = CancellationToken::new();
-    let until = stop.clone();
-    let serving = tokio::spawn(async move { service.serve(listener, Some(config), None, until).await });
-    assert!(anna.share("laser", printer_to(Output::Uri(uri)), &[]).await.unwrap_err().is(Reason::ResourceRemote));
-    stop.cancel();
-    serving.await.unwrap();
-    printers.close().await;
+    let far = FarPrinter::start(Some(own_certificate().0)).await;
+    let output = Output::Uri(far.uri.clone());
+    assert!(anna.share("laser", printer_to(output), &[]).await.unwrap_err().is(Reason::ResourceRemote));
+    far.end().await;
 }
 
 /// Speaks TLS and nothing else: a printer whose certificate can be looked at.
